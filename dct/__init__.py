@@ -1,0 +1,86 @@
+"""dct: deep causal transcoders. Find, rank, steer and ablate the hidden behaviours of a language model.
+
+    lm      = dct.load("demo")
+    slice_  = dct.Slice(lm, prompts, source=4, target=8)
+    scale   = dct.calibrate(slice_, slice_.dim, ratio=0.5).scale
+    factors = dct.fit(slice_, slice_.dim, scale=scale)
+    ranking = dct.rank(lm, factors, prompts)
+    with dct.steer(lm, factors.V[17] * factors.scale, layer=4): ...
+    with dct.ablate(lm, factors.V[:32]): ...
+
+Importing the package is cheap: torch and transformers come in with the first name that needs them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dct.version import __version__
+
+if TYPE_CHECKING:
+    from dct.ablation import Writer, ablate, leak, residual_writers
+    from dct.calibration import Calibration, calibrate
+    from dct.errors import CalibrationError, DctError, NonFiniteError, UsageError
+    from dct.factors import Factors
+    from dct.fitting import fit
+    from dct.generation import complete
+    from dct.model import LanguageModel, load
+    from dct.ranking import Ranking, aggregate, rank
+    from dct.slice import Slice
+    from dct.steering import steer
+
+_HOMES = {
+    "CalibrationError": "errors",
+    "Calibration": "calibration",
+    "DctError": "errors",
+    "Factors": "factors",
+    "LanguageModel": "model",
+    "NonFiniteError": "errors",
+    "Ranking": "ranking",
+    "Slice": "slice",
+    "UsageError": "errors",
+    "Writer": "ablation",
+    "ablate": "ablation",
+    "aggregate": "ranking",
+    "calibrate": "calibration",
+    "complete": "generation",
+    "fit": "fitting",
+    "leak": "ablation",
+    "load": "model",
+    "rank": "ranking",
+    "residual_writers": "ablation",
+    "steer": "steering",
+}
+
+__all__ = [
+    "Calibration",
+    "CalibrationError",
+    "DctError",
+    "Factors",
+    "LanguageModel",
+    "NonFiniteError",
+    "Ranking",
+    "Slice",
+    "UsageError",
+    "Writer",
+    "__version__",
+    "ablate",
+    "aggregate",
+    "calibrate",
+    "complete",
+    "fit",
+    "leak",
+    "load",
+    "rank",
+    "residual_writers",
+    "steer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dct' has no attribute {name!r}")
+    return getattr(import_module(f"dct.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

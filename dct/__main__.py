@@ -1,0 +1,5 @@
+"""`python -m dct`."""
+
+from dct.cli import main
+
+main()

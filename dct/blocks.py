@@ -1,0 +1,187 @@
+"""The one place that runs transformer blocks.
+
+`record` lets the model run a prompt and keeps what it handed to each block; `replay` runs those blocks again on
+another stream; `readout` turns a stream that has left the last block into logits by the model's own norm and head.
+The model is asked, never imitated: masks, rotary embeddings and per-layer attention kinds are the ones it made.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dct.errors import DctError, NonFiniteError
+from dct.model import LanguageModel
+
+
+Call = dict[str, Any]
+"""The arguments that the model passed to a block, by name, without the residual stream itself."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One prompt's way through the blocks source..target-1, unsteered.
+
+    Attributes:
+        entering: hidden_states[source], shape (tokens, width).
+        leaving: hidden_states[target], shape (tokens, width).
+        calls: the arguments of each block of the slice.
+    """
+
+    entering: Float[Tensor, "tokens width"]
+    leaving: Float[Tensor, "tokens width"]
+    calls: list[Call]
+
+
+class _Reached(Exception):
+    """Thrown out of the model once the target layer has been reached: what lies above is not needed."""
+
+
+def stream_of(output: Any) -> Tensor:
+    """The residual stream in a block's output (some architectures return a tuple)."""
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
+
+
+def split_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+    """Separates the residual stream from the other arguments of a block's call, and names them all."""
+    names = list(inspect.signature(type(block).forward).parameters)[1:]
+    call = dict(zip(names, args, strict=False)) | kwargs
+    return call.pop(names[0]), call
+
+
+@torch.no_grad()
+def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> Recording:
+    """Runs one prompt, unpadded, up to block target-1 and keeps what entered and left the slice.
+
+    Raises:
+        NonFiniteError: a block puts out NaN or infinity; the message names it.
+    """
+    entering: list[Tensor] = []
+    calls: list[Call] = []
+    leaving: list[Tensor] = []
+
+    def before(index: int) -> Any:
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream, call = split_call(block, args, kwargs)
+            if index == source:
+                entering.append(stream[0].clone())
+            calls.append(call)
+
+        return hook
+
+    def after(index: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            stream = stream_of(output)
+            if not bool(torch.isfinite(stream).all()):
+                raise NonFiniteError(_non_finite(lm, index, "without any steering"))
+            if index == target - 1:
+                leaving.append(stream[0].clone())
+                raise _Reached
+
+        return hook
+
+    with ExitStack() as stack:
+        for index, block in enumerate(lm.layers[:target]):
+            if index >= source:
+                stack.callback(block.register_forward_pre_hook(before(index), with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(after(index)).remove)
+        try:
+            lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
+        except _Reached:
+            pass
+    if not leaving:
+        raise DctError(f"{lm.name} did not run through its block list {lm.layers_path}: name another with --layers")
+    return Recording(entering[0], leaving[0], calls)
+
+
+def replay(
+    lm: LanguageModel, source: int, calls: Sequence[Call], stream: Float[Tensor, "batch tokens width"]
+) -> Float[Tensor, "batch tokens width"]:
+    """Runs the blocks from `source` on, one for each call, on a new stream."""
+    with _differentiable(lm):
+        for block, call in zip(lm.layers[source : source + len(calls)], calls, strict=True):
+            stream = stream_of(block(stream, **call))
+    return stream
+
+
+@torch.no_grad()
+def locate_non_finite(
+    lm: LanguageModel, source: int, calls: Sequence[Call], stream: Float[Tensor, "batch tokens width"]
+) -> str:
+    """Which block of a replay first puts out NaN or infinity, as a message for the user."""
+    for index, call in enumerate(calls, start=source):
+        if not bool(torch.isfinite(stream).all()):
+            break
+        stream = stream_of(lm.layers[index](stream, **call))
+        if not bool(torch.isfinite(stream).all()):
+            return _non_finite(lm, index, "under steering")
+    return f"the steered stream entering block {source} of {lm.name} is not finite: lower --scale"
+
+
+def _non_finite(lm: LanguageModel, index: int, when: str) -> str:
+    dtype = str(lm.dtype).removeprefix("torch.")
+    cure = "--dtype bfloat16 or float32" if lm.dtype == torch.float16 else "--dtype float32 or a smaller --scale"
+    return f"block {index} of {lm.name} puts out NaN or infinity {when} (dtype {dtype}): try {cure}"
+
+
+@torch.no_grad()
+def readout(lm: LanguageModel, stream: Float[Tensor, "batch width"]) -> Float[Tensor, "batch vocabulary"]:
+    """Logits of streams that have left the last block, by the model's own final norm, head and soft-capping.
+
+    The model is run on one token a row with every block standing aside and the last one handing over `stream`, so
+    nothing has to be known of what an architecture does after its blocks.
+    """
+    rows = stream.to(lm.dtype)[:, None]
+
+    def stand_aside(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return rows.to(hidden_states.device)
+
+    ids = torch.zeros(len(rows), 1, dtype=torch.long, device=lm.device)
+    with ExitStack() as stack:
+        for block in lm.layers:
+            stack.callback(_put_back, block, block.__dict__.get("forward"))
+            block.forward = hand_over if block is lm.layers[-1] else stand_aside
+        logits = lm.model(ids, use_cache=False).logits
+    return logits[:, -1].float()
+
+
+def _put_back(block: nn.Module, forward: Any) -> None:
+    """Restores a block's own `forward`: the class's, or the one that accelerate had set on the instance."""
+    del block.forward
+    if forward is not None:
+        block.forward = forward
+
+
+@contextmanager
+def _differentiable(lm: LanguageModel) -> Iterator[None]:
+    """Kernels that have forward-mode and second derivatives, while such a derivative is being taken.
+
+    torch's fused attention and grouped expert products have none. They stay on for values and gradients, where they
+    are faster. Reverse mode twice (create_graph=True) cannot be seen from here: wrap such a call in
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    """
+    if forward_ad._current_level < 0:
+        yield
+        return
+    experts = getattr(lm.model.config, "_experts_implementation", None)
+    # Only models with experts have a choice to make, and only it must be put back.
+    choose = experts not in (None, "eager") and lm.model._can_set_experts_implementation()
+    with sdpa_kernel(SDPBackend.MATH):
+        if choose:
+            lm.model.set_experts_implementation("eager")
+        try:
+            yield
+        finally:
+            if choose:
+                lm.model.set_experts_implementation(experts)

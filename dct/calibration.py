@@ -1,0 +1,163 @@
+"""The scale R at which the response to a steering vector is nonlinear enough. A pure function of a map."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dct.derivatives import Derivatives, Map
+from dct.errors import CalibrationError, UsageError
+
+DOUBLINGS = 24
+"""Doublings of the scale in either direction before the search gives up."""
+
+FLAT = 1e-3
+"""The curve has saturated when a doubling moves it by less than this fraction, three times in a row."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibrated scale.
+
+    Attributes:
+        scale: R, the norm of the vector that is added to the residual stream.
+        ratio: the non-linearity ratio measured at R.
+        target: lambda, the ratio that was asked for.
+        curve: every (scale, ratio) pair that was measured, by ascending scale.
+    """
+
+    scale: float
+    ratio: float
+    target: float
+    curve: list[tuple[float, float]]
+
+
+def calibrate(
+    f: Map,
+    dim: int,
+    ratio: float = 0.5,
+    *,
+    directions: int = 30,
+    seed: int = 0,
+    guess: float | None = None,
+    tolerance: float = 1e-3,
+    batch: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Solves ratio(R) = lambda for the non-linearity ratio
+
+        ratio(R) = sqrt(mean over random unit w of |f(R w) - R J w|^2 / |R J w|^2)
+
+    with J w by forward mode. The post on deep causal transcoders writes the sum without the denominator; its code
+    divides, and so does this. The scale is doubled or halved from `guess` until the ratio passes lambda (the first
+    crossing from below), then bracketed by the Illinois rule on log ratio against log scale.
+
+    Args:
+        f: (batch, dim) -> (batch, dim_out), f(0) = 0.
+        dim: input dimension.
+        ratio: lambda.
+        directions: number of random unit directions w.
+        guess: where to start; left out, the map's own `residual_norm` (or 1).
+        tolerance: relative accuracy of the ratio at the solution.
+        batch, dtype, device, on_rows: as in `Derivatives`.
+
+    Raises:
+        UsageError: lambda is not positive.
+        CalibrationError: the ratio does not reach lambda; carries the curve and says what it does reach.
+    """
+    if not 0 < ratio < math.inf:
+        raise UsageError(f"lambda must be positive, got {ratio}")
+    d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
+    w = random_directions(directions, dim, seed).to(d.device, dtype)
+    linear = d.jvp(w)
+    norms = linear.norm(dim=1)
+    if not bool((norms > 0).all()):
+        raise CalibrationError("the map has no linear part along some random direction: give --scale yourself", [])
+    measured: dict[float, float] = {}
+
+    def measure(scale: float) -> float:
+        if scale not in measured:
+            gap = (d.value(scale * w) - scale * linear).norm(dim=1) / (scale * norms)
+            measured[scale] = float(gap.square().mean().sqrt())
+        return measured[scale]
+
+    low, high = _bracket(measure, ratio, guess if guess is not None else float(getattr(f, "residual_norm", 1.0)))
+    scale = _illinois(measure, ratio, low, high, tolerance)
+    return Calibration(scale, measure(scale), ratio, sorted(measured.items()))
+
+
+def random_directions(count: int, dim: int, seed: int) -> Tensor:
+    """Unit vectors uniform on the sphere, shape (count, dim); the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, dim, generator=generator), dim=1)
+
+
+def _bracket(measure: Callable[[float], float], ratio: float, guess: float) -> tuple[float, float]:
+    """Neighbouring scales, a factor of two apart, below and above lambda."""
+    low = high = guess
+    if measure(guess) <= ratio:
+        flat = 0
+        for _ in range(DOUBLINGS):
+            low, high = high, 2 * high
+            before, after = measure(low), measure(high)
+            if after >= ratio:
+                return low, high
+            flat = flat + 1 if abs(after - before) <= FLAT * before else 0
+            if flat == 3:
+                break
+        if not any(measured > 0 for measured in map(measure, _scales(guess, high))):
+            raise CalibrationError("the map is linear, so every scale serves: give --scale yourself", [])
+        reached = max(((measure(s), s) for s in _scales(guess, high)))
+        raise CalibrationError(
+            f"the non-linearity ratio never reaches lambda = {ratio:g}: it reaches {reached[0]:.3g} at scale "
+            f"{reached[1]:.3g}; ask for --lambda {0.9 * reached[0]:.2g}, or give --scale yourself",
+            [(s, measure(s)) for s in _scales(guess, high)],
+        )
+    for _ in range(DOUBLINGS):
+        low, high = low / 2, low
+        if measure(low) <= ratio:
+            return low, high
+    # Rounding puts a floor under the ratio at tiny scales, so it need not go to zero.
+    least = min((measure(s), s) for s in _scales(low, guess))
+    raise CalibrationError(
+        f"the non-linearity ratio is never as low as lambda = {ratio:g}: it is {least[0]:.3g} at scale {least[1]:.3g}; "
+        f"ask for --lambda {1.1 * least[0]:.2g}, use --dtype float32, or give --scale yourself",
+        [(s, measure(s)) for s in _scales(low, guess)],
+    )
+
+
+def _scales(low: float, high: float) -> list[float]:
+    scales = [low]
+    while scales[-1] < high:
+        scales.append(2 * scales[-1])
+    return scales
+
+
+def _illinois(
+    measure: Callable[[float], float], ratio: float, low: float, high: float, tolerance: float
+) -> float:
+    """Root of log ratio(R) - log lambda in log R between two scales that bracket it."""
+    a, b = math.log(low), math.log(high)
+    fa, fb = _log_gap(measure(low), ratio), _log_gap(measure(high), ratio)
+    x = b
+    for _ in range(60):
+        if fb == fa:
+            break
+        x = b - fb * (b - a) / (fb - fa)
+        fx = _log_gap(measure(math.exp(x)), ratio)
+        if abs(fx) <= tolerance:
+            break
+        if fx * fb < 0:
+            a, fa = b, fb
+        else:
+            fa /= 2  # the end that stays put counts half, or the bracket would close from one side only
+        b, fb = x, fx
+    return math.exp(x)
+
+
+def _log_gap(measured: float, ratio: float) -> float:
+    return math.log(max(measured, 1e-300)) - math.log(ratio)

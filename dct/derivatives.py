@@ -1,0 +1,182 @@
+"""Values and derivatives of a map f: (batch, dim) -> (batch, dim_out) with f(0) = 0 whose rows are independent.
+
+The one place that batches derivatives: rows go through f as many at a time as memory holds, and running out of memory
+halves the batch and goes on. J is the Jacobian of f at 0 and T2 its second-derivative tensor there, T2[i, j, k] with
+output index i; neither is ever materialised by what is below. Knows nothing of language models.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dct.errors import DctError, NonFiniteError
+
+
+class Map(Protocol):
+    """A differentiable map that treats each row of its input by itself; f(0) = 0."""
+
+    def __call__(self, theta: Tensor, /) -> Tensor: ...
+
+
+Rows = Callable[[int], None]
+"""Called with the number of rows that have just gone through the map."""
+
+
+class Derivatives:
+    """Batched values and derivatives of a map.
+
+    Args:
+        f: the map.
+        dim: its input dimension.
+        batch: rows in one pass; left out, the map's own `batch` (or 256) to start with.
+        dtype: of vectors, values and derivatives (float32, or float64 for verification).
+        device: of the same; left out, the map's own `device` (or the CPU).
+        on_rows: told about every finished pass.
+
+    Raises:
+        DctError: f does not map (batch, dim) to (batch, dim_out), or one row alone does not fit in memory.
+        NonFiniteError: a value or derivative is NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        f: Map,
+        dim: int,
+        *,
+        batch: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        on_rows: Rows | None = None,
+    ) -> None:
+        self.f, self.dim, self.dtype = f, dim, dtype
+        self.device = torch.device(device if device is not None else getattr(f, "device", "cpu"))
+        self.batch = max(1, int(batch if batch is not None else getattr(f, "batch", 256)))
+        self.on_rows = on_rows
+        with torch.no_grad():
+            shape = f(torch.zeros(1, dim, dtype=dtype, device=self.device)).shape
+        if len(shape) != 2 or shape[0] != 1:
+            raise DctError(f"the map must take (batch, {dim}) to (batch, dim_out); it took (1, {dim}) to {tuple(shape)}")
+        self.dim_out = int(shape[1])
+
+    def value(self, theta: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
+        """f(theta)."""
+
+        def rows(theta: Tensor) -> tuple[Tensor]:
+            with torch.no_grad():
+                return (self.f(theta),)
+
+        return self._batched(rows, theta)[0]
+
+    def jvp(self, v: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
+        """J v, by forward mode."""
+
+        def rows(v: Tensor) -> tuple[Tensor]:
+            with torch.no_grad():
+                return (self._along(v)(torch.zeros_like(v)),)
+
+        return self._batched(rows, v)[0]
+
+    def vjp(self, u: Float[Tensor, "rows dim_out"]) -> Float[Tensor, "rows dim"]:
+        """J' u, by reverse mode."""
+
+        def rows(u: Tensor) -> tuple[Tensor]:
+            theta = torch.zeros(len(u), self.dim, dtype=self.dtype, device=self.device, requires_grad=True)
+            return torch.autograd.grad(self.f(theta), theta, u.to(self.dtype))
+
+        return self._batched(rows, u)[0]
+
+    def value_and_gradient(
+        self, theta: Float[Tensor, "rows dim"], u: Float[Tensor, "rows dim_out"]
+    ) -> tuple[Float[Tensor, "rows dim_out"], Float[Tensor, "rows dim"]]:
+        """f(theta) and the gradient of <u, f(theta)> with respect to theta, in one pass."""
+
+        def rows(theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+            theta = theta.detach().requires_grad_()
+            value = self.f(theta)
+            [gradient] = torch.autograd.grad(value, theta, u.to(value.dtype))
+            return value.detach(), gradient
+
+        value, gradient = self._batched(rows, theta, u)
+        return value, gradient
+
+    def second(self, v: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
+        """T2(., v, v): the second derivative of f(eps v) at eps = 0, by forward mode in forward mode."""
+
+        def rows(v: Tensor) -> tuple[Tensor]:
+            with torch.no_grad():
+                return (torch.func.jvp(self._along(v), (torch.zeros_like(v),), (v,))[1],)
+
+        return self._batched(rows, v)[0]
+
+    def second_transposed(
+        self, u: Float[Tensor, "rows dim_out"], v: Float[Tensor, "rows dim"]
+    ) -> Float[Tensor, "rows dim"]:
+        """T2(u, v, .): the gradient at 0 of u' df(theta)[v], by reverse mode over forward mode."""
+
+        def rows(u: Tensor, v: Tensor) -> tuple[Tensor]:
+            theta = torch.zeros_like(v).requires_grad_()
+            slope = self._along(v)(theta)
+            if not slope.requires_grad:  # a linear map: its derivative does not depend on theta
+                return (torch.zeros_like(v),)
+            return torch.autograd.grad(slope, theta, u.to(slope.dtype))
+
+        return self._batched(rows, u, v)[0]
+
+    def _along(self, v: Tensor) -> Callable[[Tensor], Tensor]:
+        """theta -> df(theta)[v]."""
+
+        def slope(theta: Tensor) -> Tensor:
+            derivative: Tensor = torch.func.jvp(self.f, (theta,), (v,))[1]
+            return derivative
+
+        return slope
+
+    def _batched(self, rows: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Applies `rows` to the inputs, batch after batch, and joins what comes back."""
+        inputs = tuple(x.to(self.device, self.dtype) for x in inputs)
+        parts: list[tuple[Tensor, ...]] = []
+        start, total = 0, len(inputs[0])
+        while start < total:
+            chunk = tuple(x[start : start + self.batch] for x in inputs)
+            result: tuple[Tensor, ...] | None = None
+            try:
+                result = tuple(y.to(self.dtype) for y in rows(*chunk))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if self.batch == 1:
+                    raise DctError(
+                        "out of memory with a single vector: use fewer or shorter prompts, a shorter slice, "
+                        "--dtype bfloat16 or a larger device"
+                    ) from error
+            if result is None:  # outside the handler: it would keep the failed pass's tensors alive
+                self.batch = max(1, min(self.batch, len(chunk[0])) // 2)
+                release_memory(self.device)
+                continue
+            for y in result:
+                if not bool(torch.isfinite(y).all()):
+                    raise NonFiniteError("the map or its derivative is NaN or infinite: lower the scale")
+            parts.append(result)
+            start += len(chunk[0])
+            if self.on_rows is not None:
+                self.on_rows(len(chunk[0]))
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def release_memory(device: torch.device) -> Any:
+    """Gives cached blocks back to the device, so that a smaller pass can have them."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,29 @@
+"""The failures a user can cause or meet: one line that names the cause and the cure, and an exit code."""
+
+
+class DctError(Exception):
+    """Something is wrong with the inputs or the world; the message is the whole story. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(DctError):
+    """The request itself makes no sense (s >= t, an unknown method). Exit code 2."""
+
+    exit_code = 2
+
+
+class NonFiniteError(DctError):
+    """NaN or infinity where a number is needed."""
+
+
+class CalibrationError(DctError):
+    """The non-linearity ratio never reaches the wanted value.
+
+    Attributes:
+        curve: the (scale, ratio) pairs that were measured, by ascending scale.
+    """
+
+    def __init__(self, message: str, curve: list[tuple[float, float]]) -> None:
+        super().__init__(message)
+        self.curve = curve

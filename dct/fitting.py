@@ -1,0 +1,409 @@
+"""The five fits of a deep causal transcoder: pure functions of a map (batch, dim) -> (batch, dim_out) with f(0) = 0.
+
+Notation follows A. Mack and A. Turner, "Deep causal transcoding" (2024): J and T2 are the first and second derivative
+of f at 0, R_S(theta) = f(R theta), and m factors (v_l, u_l, alpha_l) model R_S by a shallow network
+
+    sum_l alpha_l sigma(<v_l, theta>) u_l      sigma(x) = x (linear), x^2 (quadratic), exp(x) - 1 (exponential).
+
+Rows of V and U are unit vectors. Nothing here knows about transformers.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dct.calibration import calibrate, random_directions
+from dct.derivatives import Derivatives, Map
+from dct.errors import UsageError
+from dct.factors import Factors
+
+METHODS = ("exponential", "quadratic", "linear", "linear-projected", "linear-randomized")
+ORTHOGONALIZE = ("qr", "soft", "none")
+STARTS = ("projected", "random")
+ITERATIVE = ("exponential", "quadratic")
+
+Matrix = Float[Tensor, "m d"]
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, the rows that have gone through the map in it, and the rows that it will take."""
+
+
+@dataclass
+class State:
+    """Where an iterative fit stands: enough to go on from, whatever happened to the process."""
+
+    V: Matrix
+    U: Float[Tensor, "m d_out"]
+    objective: list[list[float]] = field(default_factory=list)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return len(self.objective)
+
+
+def fit(
+    f: Map,
+    dim: int,
+    *,
+    method: str = "exponential",
+    factors: int | None = None,
+    scale: float | None = None,
+    iterations: int = 10,
+    seed: int = 0,
+    orthogonalize: str = "qr",
+    beta: float = 1.0,
+    d_proj: int = 32,
+    start: str = "projected",
+    tolerance: float = 0.0,
+    power_iterations: int = 2,
+    batch: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    resume: State | None = None,
+    checkpoint: Callable[[State], None] | None = None,
+    progress: Progress | None = None,
+) -> Factors:
+    """Fits a deep causal transcoder to a map.
+
+    Args:
+        f: (batch, dim) -> (batch, dim_out), f(0) = 0, differentiable; rows are independent.
+        dim: input dimension d.
+        method: `exponential` (orthogonalised gradient iteration), `quadratic` (symmetric orthogonalised ALS on T2),
+            `linear` (SVD of J), `linear-projected` (SVD of W J), `linear-randomized` (randomized SVD of J).
+        factors: m; left out, the smaller of 512 and d. A linear fit returns no more than J has directions.
+        scale: R; left out, calibrated at lambda = 0.5.
+        iterations: of the iterative fits.
+        orthogonalize: `qr` (m <= d), `soft` (m may exceed d) or `none`, before each iteration.
+        beta: share of the new factor in each update; 1 replaces the old one.
+        d_proj: random output directions of the projected start.
+        start: `projected` (right singular vectors of W J, then random directions) or `random`.
+        tolerance: stop early once V changes by less than this (1 - mean |<v_new, v_old>|).
+        power_iterations: of `linear-randomized`.
+        batch, dtype, device: as in `Derivatives`.
+        resume: state of an interrupted iterative fit, as handed to `checkpoint`.
+        checkpoint: called after every iteration.
+        progress: called after every pass.
+
+    Returns:
+        The factors, on the CPU. Exponential factors are refreshed at the end, u_l <- unit R_S(v_l), so that U is what
+        V causes; where m exceeds the directions that the start knew, `info` says how many were random.
+
+    Raises:
+        UsageError: an argument that cannot be.
+        CalibrationError, DctError, NonFiniteError: as in `calibrate` and `Derivatives`.
+    """
+    for name, value, allowed in (
+        ("--method", method, METHODS),
+        ("--orthogonalize", orthogonalize, ORTHOGONALIZE),
+        ("--start", start, STARTS),
+    ):
+        if value not in allowed:
+            raise UsageError(f"unknown {name} {value!r}: choose {', '.join(allowed)}")
+    m = min(512, dim) if factors is None else factors
+    for name, number in (("--factors", m), ("--iterations", iterations), ("--d-proj", d_proj)):
+        if number < 1:
+            raise UsageError(f"{name} must be at least 1, got {number}")
+    if not 0 < beta <= 1:
+        raise UsageError(f"--beta must lie in (0, 1], got {beta}")
+    if m > dim and method in ITERATIVE and orthogonalize == "qr":
+        raise UsageError(f"qr orthogonalises at most {dim} factors, asked for {m}: pass --orthogonalize soft")
+    if scale is None:
+        scale = calibrate(f, dim, seed=seed, batch=batch, dtype=dtype, device=device).scale
+    if not 0 < scale < float("inf"):
+        raise UsageError(f"--scale must be positive, got {scale}")
+
+    began = time.monotonic()
+    d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device)
+    stages = _Stages(d, progress)
+    info: dict[str, Any] = {"method": method, "factors": m, "seed": seed}
+    if method == "linear":
+        V, U, alpha, objective = _linear(d, m, info, stages)
+    elif method == "linear-projected":
+        V, U, alpha, objective = _linear_projected(d, m, d_proj, seed, info, stages)
+    elif method == "linear-randomized":
+        V, U, alpha, objective = _linear_randomized(d, m, power_iterations, seed, info, stages)
+    else:
+        info |= {"iterations": iterations, "orthogonalize": orthogonalize, "beta": beta, "start": start}
+        step = _Quadratic(d) if method == "quadratic" else _Exponential(d, scale)
+        state = resume or _start(d, step, m, d_proj, start, seed, stages)
+        if tuple(state.V.shape) != (m, dim):
+            raise UsageError(f"the state to resume from holds {tuple(state.V.shape)} factors, not {(m, dim)}")
+        informative = min(m, d_proj, dim) if start == "projected" else 0
+        info |= {"d_proj": d_proj, "random_start": m - informative}
+        V, U, alpha, objective = _iterate(
+            d, step, state, iterations, orthogonalize, beta, tolerance, stages, checkpoint
+        )
+    info |= {"batch": d.batch, "fit_seconds": round(time.monotonic() - began, 3)}
+    return Factors(V.cpu(), U.cpu(), alpha.cpu(), objective.to(V.dtype).cpu(), float(scale), info)
+
+
+# --- linear -----------------------------------------------------------------------------------------------------------
+
+Fit = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _linear(d: Derivatives, m: int, info: dict[str, Any], stages: "_Stages") -> Fit:
+    """SVD of the full Jacobian, by as many passes as the smaller side of J asks for."""
+    stages.begin("Jacobian", min(d.dim, d.dim_out))
+    if d.dim_out <= d.dim:
+        jacobian = d.vjp(torch.eye(d.dim_out, device=d.device, dtype=d.dtype))
+    else:
+        jacobian = d.jvp(torch.eye(d.dim, device=d.device, dtype=d.dtype)).T
+    U, S, Vh = torch.linalg.svd(jacobian, full_matrices=False)
+    return _linear_factors(Vh, U.T, S, m, info)
+
+
+def _linear_projected(
+    d: Derivatives, m: int, d_proj: int, seed: int, info: dict[str, Any], stages: "_Stages"
+) -> Fit:
+    """SVD of W J for d_proj random unit output directions; u_l = unit J v_l, alpha from the normal equations."""
+    Vh, S = _projected_directions(d, d_proj, seed, stages)
+    kept = _rank(S, d, m)
+    info |= {"d_proj": d_proj, "informative": kept}
+    V = Vh[:kept]
+    stages.begin("responses", kept)
+    pushed = d.jvp(V)
+    U = normalize(pushed, dim=1)
+    return _solved("linear", V, U, (U * pushed).sum(1))
+
+
+def _linear_randomized(
+    d: Derivatives, m: int, power_iterations: int, seed: int, info: dict[str, Any], stages: "_Stages"
+) -> Fit:
+    """Randomized SVD of J (Halko, Martinsson and Tropp 2011): a range finder with power iterations on JVPs and VJPs.
+
+    The range of J' is found first, from random output directions; the last pass J Q' is the small matrix whose SVD
+    gives the factors.
+    """
+    width = min(m + max(10, m // 4), d.dim, d.dim_out)
+    stages.begin("range of the Jacobian", width * (2 * power_iterations + 2))
+    Q = _rows_basis(d.vjp(random_directions(width, d.dim_out, seed).to(d.device, d.dtype)))
+    for _ in range(power_iterations):
+        Q = _rows_basis(d.vjp(_rows_basis(d.jvp(Q))))
+    pushed = d.jvp(Q)  # rows J q_k, so J is close to pushed' Q
+    U, S, Wh = torch.linalg.svd(pushed.T, full_matrices=False)
+    return _linear_factors(Wh @ Q, U.T, S, m, info)
+
+
+def _linear_factors(V: Tensor, U: Tensor, S: Tensor, m: int, info: dict[str, Any]) -> Fit:
+    """The first m singular triplets; directions that J does not see at all are no factors."""
+    tiny = float(S[0]) * max(len(S), V.shape[1]) * torch.finfo(S.dtype).eps if len(S) else 0.0
+    kept = max(1, int((S[:m] > tiny).sum()))
+    info["informative"] = kept
+    # U and V are orthonormal, so K is the identity and alpha the singular values.
+    return V[:kept], U[:kept], S[:kept], torch.zeros(0, 3)
+
+
+def _rank(S: Tensor, d: Derivatives, m: int) -> int:
+    return max(1, min(m, int((S > S[0] * d.dim * torch.finfo(S.dtype).eps).sum())))
+
+
+def _rows_basis(rows: Tensor) -> Tensor:
+    """An orthonormal basis of the row space."""
+    return torch.linalg.qr(rows.T).Q.T
+
+
+def _projected_directions(d: Derivatives, d_proj: int, seed: int, stages: "_Stages") -> tuple[Tensor, Tensor]:
+    """Right singular vectors (rows) and singular values of W J, W random unit output directions."""
+    stages.begin("projected Jacobian", d_proj)
+    W = random_directions(d_proj, d.dim_out, seed).to(d.device, d.dtype)
+    _, S, Vh = torch.linalg.svd(d.vjp(W), full_matrices=False)
+    return Vh, S
+
+
+# --- quadratic and exponential ----------------------------------------------------------------------------------------
+
+
+class _Quadratic:
+    """One step of symmetric orthogonalised ALS on T2 (Sharan and Valiant 2017, in the post's symmetric form)."""
+
+    kernel = "quadratic"
+    passes = 2
+
+    def __init__(self, d: Derivatives) -> None:
+        self.d = d
+
+    def start(self, V: Tensor) -> Tensor:
+        return normalize(self.d.second(V), dim=1)
+
+    def step(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u <- T2(., v, v), then v <- T2(u, v, .) with the new u. Returns new V, new U and b at the old V."""
+        seconds = self.d.second(V)
+        U = normalize(seconds, dim=1)
+        return self.d.second_transposed(U, V), U, (U * seconds).sum(1)
+
+    def finish(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
+        """The u of the final v, and b_l = T2(u_l, v_l, v_l)."""
+        seconds = self.d.second(V)
+        U = normalize(seconds, dim=1)
+        return U, (U * seconds).sum(1)
+
+
+class _Exponential:
+    """One step of orthogonalised gradient iteration on R_S."""
+
+    kernel = "exponential"
+    passes = 1
+
+    def __init__(self, d: Derivatives, scale: float) -> None:
+        self.d, self.scale = d, scale
+
+    def start(self, V: Tensor) -> Tensor:
+        return normalize(self.d.value(self.scale * V), dim=1)
+
+    def step(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """In one pass: u <- R_S(v), and v <- gradient of <u, R_S(v)> with the old u."""
+        value, gradient = self.d.value_and_gradient(self.scale * V, U)
+        U = normalize(value, dim=1)
+        return gradient, U, (U * value).sum(1)
+
+    def finish(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
+        """The u of the final v, and b_l = <u_l, R_S(v_l)>."""
+        value = self.d.value(self.scale * V)
+        U = normalize(value, dim=1)
+        return U, (U * value).sum(1)
+
+
+def _start(
+    d: Derivatives, step: _Quadratic | _Exponential, m: int, d_proj: int, start: str, seed: int, stages: "_Stages"
+) -> State:
+    """The factors before the first iteration: informative directions first, random ones after them."""
+    V = random_directions(m, d.dim, seed + 1).to(d.device, d.dtype)
+    if start == "projected":
+        informative = _projected_directions(d, d_proj, seed, stages)[0][:m]
+        V[: len(informative)] = informative
+    stages.begin("start", m)
+    return State(V, step.start(V))
+
+
+def _iterate(
+    d: Derivatives,
+    step: _Quadratic | _Exponential,
+    state: State,
+    iterations: int,
+    orthogonalize: str,
+    beta: float,
+    tolerance: float,
+    stages: "_Stages",
+    checkpoint: Callable[[State], None] | None,
+) -> Fit:
+    V, U = state.V.to(d.device, d.dtype), state.U.to(d.device, d.dtype)
+    objective = [list(row) for row in state.objective]
+    while len(objective) < iterations:
+        stages.begin(f"iteration {len(objective) + 1}/{iterations}", step.passes * len(V))
+        Q = orthogonalized(V, orthogonalize)
+        pulled, caused, b = step.step(Q, U)
+        causal, penalty = _objective(step.kernel, Q, caused, b)
+        new_V, U = _mixed(Q, pulled, beta), _mixed(U, caused, beta)
+        change = 1 - float((new_V * V).sum(1).abs().mean())
+        V = new_V
+        objective.append([causal, penalty, change])
+        if checkpoint is not None:
+            checkpoint(State(V.cpu(), U.cpu(), [list(row) for row in objective]))
+        if change < tolerance:
+            break
+    stages.begin("strengths", len(V))
+    U, b = step.finish(V, U)
+    V, U, alpha, _ = _solved(step.kernel, V, U, b)
+    return V, U, alpha, torch.tensor(objective, dtype=torch.float64).reshape(-1, 3)
+
+
+def _mixed(old: Tensor, new: Tensor, beta: float) -> Tensor:
+    """The unit vector along the update; a row whose update vanishes keeps its old direction."""
+    update = normalize(new, dim=1)
+    update = torch.where(update.norm(dim=1, keepdim=True) > 0.5, update, old)
+    return update if beta == 1 else normalize(beta * update + (1 - beta) * old, dim=1)
+
+
+# --- pieces of the mathematics ----------------------------------------------------------------------------------------
+
+
+def orthogonalized(
+    V: Matrix, how: str = "qr", *, eta: float = 0.5, tau: float = 0.05, times: int = 3
+) -> Matrix:
+    """Pushes the rows of V apart.
+
+    Args:
+        V: unit rows, shape (m, d).
+        how: `qr`: Gram-Schmidt in row order (m <= d), each row keeping its sense; `soft`: `times` steps of
+            V <- rows normalised of V - eta * softmax(V V' / tau, diagonal excluded) V; `none`: V itself.
+    """
+    if how == "qr":
+        Q, R = torch.linalg.qr(V.T)
+        # LAPACK leaves the signs of R's diagonal open; an exponential factor and its negative are different factors.
+        return (Q * torch.where(R.diagonal() < 0, -1.0, 1.0)).T
+    if how == "soft":
+        for _ in range(times):
+            affinity = V @ V.T / tau
+            affinity.fill_diagonal_(-torch.inf)
+            V = normalize(V - eta * torch.softmax(affinity, dim=1) @ V, dim=1) if len(V) > 1 else V
+        return V
+    return V
+
+
+def gram(kernel: str, V: Matrix, U: Float[Tensor, "m d_out"]) -> Float[Tensor, "m m"]:
+    """K[l, k]: the inner product of factors l and k as tensors, summed over all orders of derivative.
+
+    linear: (UU') * (VV'); quadratic: (UU') * (VV')^2; exponential: (UU') * (exp(VV') - 1); products elementwise.
+    In float64.
+    """
+    V, U = V.double(), U.double()
+    similarity = V @ V.T
+    if kernel == "quadratic":
+        similarity = similarity.square()
+    elif kernel == "exponential":
+        similarity = similarity.expm1()
+    return (U @ U.T) * similarity
+
+
+def strengths(
+    kernel: str, V: Matrix, U: Float[Tensor, "m d_out"], b: Float[Tensor, " m"]
+) -> Float[Tensor, " m"]:
+    """alpha of least tensor loss: K alpha = b, in float64; of least norm where factors coincide."""
+    values, vectors = torch.linalg.eigh(gram(kernel, V, U))
+    # K is positive semidefinite (Schur product); directions below rounding carry no information.
+    kept = values > values[-1] * len(values) * torch.finfo(torch.float32).eps
+    inverse = torch.where(kept, 1 / values.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return vectors @ (inverse * (vectors.T @ b.double()))
+
+
+def _solved(kernel: str, V: Tensor, U: Tensor, b: Tensor) -> Fit:
+    """Factors with their strengths, the sign of a strength moved into u."""
+    alpha = strengths(kernel, V, U, b)
+    sign = torch.where(alpha < 0, -1.0, 1.0)
+    return V, U * sign[:, None].to(U.dtype), (alpha * sign).to(V.dtype), torch.zeros(0, 3)
+
+
+def _objective(kernel: str, V: Tensor, U: Tensor, b: Tensor) -> tuple[float, float]:
+    """Causal importance sum_l alpha_l b_l and similarity penalty 1/2 sum_{l != k} alpha_l alpha_k K[l, k].
+
+    The post's maximisation problem (10), and (8) for the quadratic fit, with the alpha of least loss.
+    """
+    K = gram(kernel, V, U)
+    alpha = strengths(kernel, V, U, b)
+    own = (alpha.square() * K.diagonal()).sum()
+    return float(alpha @ b.double()), float((alpha @ K @ alpha - own) / 2)
+
+
+class _Stages:
+    """Tells `progress` how far the current stage is."""
+
+    def __init__(self, d: Derivatives, progress: Progress | None) -> None:
+        self.progress = progress
+        self.stage, self.done, self.total = "", 0, 0
+        d.on_rows = self.advance
+
+    def begin(self, stage: str, total: int) -> None:
+        self.stage, self.done, self.total = stage, 0, total
+        self.advance(0)
+
+    def advance(self, rows: int) -> None:
+        self.done += rows
+        if self.progress is not None:
+            self.progress(self.stage, self.done, self.total)

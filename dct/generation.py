@@ -1,0 +1,134 @@
+"""Completions: prompts times steering vectors, in batches, by the model's own `generate`."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dct.derivatives import out_of_memory, release_memory
+from dct.errors import DctError
+from dct.model import LanguageModel
+from dct.steering import steer
+
+OnToken = Callable[[int, str], None]
+"""Called with a row of the batch and its completion so far, every time it grows."""
+
+
+class _Streamer:
+    """Collects the token ids of every row while `generate` runs (transformers' own streamers take one row)."""
+
+    def __init__(self, lm: LanguageModel, rows: int, on_token: OnToken) -> None:
+        self.lm, self.on_token = lm, on_token
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self.stopped = [False] * rows
+        self.ends = end_ids(lm)
+        self.prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        if not self.prompt_seen:  # generate first hands over the prompts
+            self.prompt_seen = True
+            return
+        for row, token in enumerate(value.flatten().tolist()):
+            if self.stopped[row]:
+                continue
+            if token in self.ends:
+                self.stopped[row] = True
+                continue
+            self.ids[row].append(token)
+            self.on_token(row, self.lm.decode(self.ids[row]))
+
+    def end(self) -> None:
+        pass
+
+
+def end_ids(lm: LanguageModel) -> set[int]:
+    """Tokens that end a completion."""
+    configured = lm.model.generation_config.eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    return {int(e) for e in [*ends, lm.tokenizer.eos_token_id] if e is not None}
+
+
+def complete(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    vectors: Float[Tensor, "rows width"] | None = None,
+    layer: int = 0,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch: int = 64,
+    on_token: OnToken | None = None,
+) -> list[str]:
+    """Completions of prompts, each under its own steering vector.
+
+    Args:
+        prompts: token ids of each row's prompt (see `LanguageModel.encode`).
+        vectors: what is added to hidden_states[layer] for each row, R v; zeros leave a row unsteered.
+        layer: the steered site.
+        temperature: 0 is greedy.
+        batch: rows generated together; halved when memory runs out.
+        on_token: for streaming.
+
+    Raises:
+        DctError: not one vector for each prompt; out of memory with a single row.
+    """
+    if vectors is not None and len(vectors) != len(prompts):
+        raise DctError(f"{len(vectors)} vectors for {len(prompts)} prompts: give one for each")
+    texts: list[str] = []
+    while len(texts) < len(prompts):
+        first = len(texts)
+        rows = [list(p) for p in prompts[first : first + batch]]
+        chosen = None if vectors is None else vectors[first : first + batch]
+        here = None if on_token is None else _shifted(on_token, first)
+        try:
+            texts += _generate(lm, rows, chosen, layer, max_new_tokens, temperature, seed, here)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                raise DctError("out of memory while generating one completion: lower --max-new-tokens") from error
+            batch = len(rows) // 2
+            release_memory(lm.device)
+    return texts
+
+
+def _shifted(on_token: OnToken, first: int) -> OnToken:
+    return lambda row, text: on_token(first + row, text)
+
+
+@torch.no_grad()
+def _generate(
+    lm: LanguageModel,
+    rows: list[list[int]],
+    vectors: Tensor | None,
+    layer: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    on_token: OnToken | None,
+) -> list[str]:
+    ends = end_ids(lm)
+    pad = lm.tokenizer.pad_token_id
+    pad = pad if pad is not None else min(ends, default=0)
+    longest = max(len(r) for r in rows)
+    # Padding goes to the left, is masked, and is not steered.
+    ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=lm.device)
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
+    options: dict[str, Any] = {"do_sample": temperature > 0, "pad_token_id": pad, "eos_token_id": sorted(ends) or None}
+    options |= {"temperature": temperature} if temperature > 0 else {"temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        torch.manual_seed(seed)
+    streamer = None if on_token is None else _Streamer(lm, len(rows), on_token)
+    with nullcontext() if vectors is None else steer(lm, vectors, layer):
+        out = lm.model.generate(
+            ids, attention_mask=mask, max_new_tokens=max_new_tokens, streamer=streamer, **options  # type: ignore[arg-type]
+        )
+    texts = []
+    for row in out[:, longest:].tolist():
+        stop = next((k for k, token in enumerate(row) if token in ends), len(row))
+        texts.append(lm.decode(row[:stop]))
+    return texts

@@ -1,0 +1,328 @@
+"""A language model as the method sees it: a tokenizer, a list of blocks, and the numbers that name them.
+
+Knows how to load any decoder language model of transformers, where its blocks are and how text becomes tokens.
+Knows nothing of slices, steering or factors, and never runs a block (see `blocks`).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dct.aliases import ALIASES, DEMO
+from dct.errors import DctError, UsageError
+from dct.organism import DEMO_DIR
+
+SMALL = 1_000_000_000
+"""Parameters below which a CPU runs in float32 even where bfloat16 would be faster."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass
+class LanguageModel:
+    """A transformers causal language model with its tokenizer and the place of its blocks.
+
+    Attributes:
+        model: the network, in evaluation mode, its parameters frozen.
+        tokenizer: its tokenizer.
+        name: what the user called it: an alias, a folder or a Hugging Face id.
+        layers_path: dotted name of the block list inside `model`; found when left empty.
+        fingerprint: what identifies the weights: `hub:<id>@<commit>` or `sha256:<digest>`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str = "model"
+    layers_path: str = ""
+    fingerprint: str = ""
+    layers: nn.ModuleList = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.layers_path, self.layers = find_layers(self.model, self.layers_path)
+        self.model.eval().requires_grad_(False)
+        self.fingerprint = self.fingerprint or _tensor_fingerprint(self.model)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks L."""
+        return len(self.layers)
+
+    @cached_property
+    def width(self) -> int:
+        """Width d of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def render(self, prompt: str, system: str | None = None) -> str:
+        """The text that the model reads for a prompt: its chat template up to where the answer begins, or the
+        prompt itself (with the system text above it) when the model has no template.
+
+        Raises:
+            DctError: the model's template takes no system message.
+        """
+        if not self.has_chat_template:
+            return f"{system}\n\n{prompt}" if system else prompt
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
+        try:
+            # Reasoning models open a scratch pad unless told not to; the first token of the answer is what is scored.
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except Exception as error:
+            if system:
+                raise DctError(
+                    f"the chat template of {self.name} takes no system message ({error}); drop --system"
+                ) from error
+            raise
+        return str(text)
+
+    def tokens(self, prompt: str, system: str | None = None) -> list[int]:
+        """Token ids of a rendered prompt; special tokens come from the template where there is one."""
+        text = self.render(prompt, system)
+        return list(self.tokenizer(text, add_special_tokens=not self.has_chat_template)["input_ids"])
+
+    def encode(self, prompts: Sequence[str], system: str | None = None) -> list[list[int]]:
+        """Token ids of several prompts, none of them padded or truncated.
+
+        Raises:
+            DctError: no prompts, an empty prompt, or one longer than the model's context.
+        """
+        if not prompts:
+            raise DctError("no prompts: give --prompts a file with at least one line, or a literal --prompt")
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        rows = []
+        for number, prompt in enumerate(prompts, start=1):
+            if not prompt.strip():
+                raise DctError(f"prompt {number} of {len(prompts)} is empty: remove it or fill it in")
+            row = self.tokens(prompt, system)
+            if not row:
+                raise DctError(f"prompt {number} of {len(prompts)} has no tokens: {prompt!r}")
+            if limit and len(row) > limit:
+                raise DctError(f"prompt {number} has {len(row)} tokens and {self.name} reads {limit}: shorten it")
+            rows.append(row)
+        return rows
+
+    def continuation(self, word: str, system: str | None = None) -> list[int]:
+        """Token ids of `word` as the first word of an answer (with the space that plain text puts before it)."""
+        probe = "Hello"
+        before = self.tokens(probe, system)
+        joined = self.render(probe, system) + (word if self.has_chat_template else " " + word)
+        after = list(self.tokenizer(joined, add_special_tokens=not self.has_chat_template)["input_ids"])
+        if not self.has_chat_template and self.tokenizer.eos_token_id in (before[-1], after[-1]):
+            before = [t for t in before if t != self.tokenizer.eos_token_id]
+            after = [t for t in after if t != self.tokenizer.eos_token_id]
+        if after[: len(before)] == before and len(after) > len(before):
+            return after[len(before) :]
+        return list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def describe(self) -> dict[str, Any]:
+        """What a person asks of a model first; JSON types only."""
+        return {
+            "name": self.name,
+            "type": self.model.config.model_type,
+            "blocks": self.depth,
+            "width": self.width,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "layers": self.layers_path,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "template": "chat" if self.has_chat_template else "plain",
+            "fingerprint": self.fingerprint,
+        }
+
+
+def find_layers(model: nn.Module, path: str = "") -> tuple[str, nn.ModuleList]:
+    """The list of blocks: the only `ModuleList` as long as the config's depth, or the one at `path`.
+
+    Returns:
+        Its dotted name and the list.
+
+    Raises:
+        DctError: no list, or several, fit; the message lists the candidates.
+    """
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    candidates = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
+    if path:
+        if path not in lists:
+            raise DctError(f"no block list at {path!r}; the model's lists are: {candidates}")
+        return path, lists[path]
+    depth = model.config.get_text_config().num_hidden_layers
+    found = [name for name, m in lists.items() if len(m) == depth]
+    if len(found) != 1:
+        how_many = "no list" if not found else f"{len(found)} lists"
+        raise DctError(f"{how_many} of {depth} blocks found; name one with --layers. The model's lists are: {candidates}")
+    return found[0], lists[found[0]]
+
+
+def default_layers(depth: int) -> tuple[int, int]:
+    """Source and target when they are left out: a third of the depth, and ten blocks on or two thirds of it."""
+    source = depth // 3
+    return source, max(source + 1, min(source + 10, 2 * depth // 3))
+
+
+def check_layers(source: int, target: int, depth: int | None = None) -> None:
+    """Refuses anything but 0 <= source < target <= depth.
+
+    Raises:
+        UsageError: source is not below target, or negative.
+        DctError: target lies outside the model.
+    """
+    if source < 0 or target <= source:
+        raise UsageError(f"the source layer must lie below the target layer, from 0 on: got --s {source} --t {target}")
+    if depth is not None and target > depth:
+        raise DctError(f"the model has {depth} blocks, so --t is at most {depth}: got --s {source} --t {target}")
+
+
+def resolve(name: str) -> str:
+    """The folder or Hugging Face id behind an alias; any other name is returned as it is.
+
+    Raises:
+        DctError: the demo model is not part of this installation.
+    """
+    if name == DEMO:
+        if not (DEMO_DIR / "model.safetensors").exists():
+            raise DctError("this installation carries no demo model; train one with `dct organism train --out DIR`")
+        return str(DEMO_DIR)
+    return ALIASES.get(name, name)
+
+
+def load(
+    name: str = DEMO,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    layers: str = "",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Loads a causal language model and its tokenizer.
+
+    Args:
+        name: an alias (`demo`, `qwen`), a local folder or a Hugging Face id.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 on a GPU that multiplies it; on a CPU
+            it is float32, except for models above a billion parameters where the CPU has AMX.
+        device: `auto` (first GPU, then Apple's, then the CPU), any torch device, or `map`: spread over all
+            devices by accelerate.
+        layers: dotted name of the block list, where it cannot be found.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run model code that comes with the weights.
+
+    Raises:
+        DctError: the model cannot be found, reached or read.
+        UsageError: an unknown dtype or device.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"unknown --dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
+    where = resolve(name)
+    place = _device(device)
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        model = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=DTYPES.get(dtype, "auto"),
+            device_map="auto" if device == "map" else None,
+            **common,
+        )
+    except Exception as error:
+        raise _loading_error(name, where, error) from error
+    if dtype == "auto":
+        model = model.to(_sensible_dtype(model, place))  # type: ignore[arg-type]
+    if device != "map":
+        try:
+            model = model.to(place)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise DctError(f"cannot place {name} on {place}: {_first_line(error)}; try --device cpu") from error
+    return LanguageModel(model, tokenizer, name, layers, _fingerprint(where, model))
+
+
+def _device(name: str) -> torch.device:
+    if name in ("auto", "map"):
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown --device {name!r}: try auto, cpu, cuda, cuda:1, mps or map") from error
+
+
+def _sensible_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast and the model is large enough to care; float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    if device.type == "cpu" and amx and model.num_parameters() >= SMALL:
+        return torch.bfloat16
+    return torch.float32
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _loading_error(name: str, where: str, error: Exception) -> DctError:
+    if Path(where).is_dir():
+        return DctError(f"cannot load the model in {where}: {_first_line(error)}")
+    shown = f"{name} ({where})" if name != where else name
+    cause = error.__cause__ or error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if status in (401, 403) or "gated repo" in str(error):
+        return DctError(f"no access to model {shown}: accept its licence on the hub and log in with `hf auth login`")
+    if isinstance(error, (ImportError, ValueError)) and "connect" not in str(error):
+        return DctError(f"cannot load model {shown}: {_first_line(error)}")
+    return DctError(
+        f"cannot find model {shown}: no such folder, and the hub does not have it or cannot be reached; "
+        "check the name and the network, or give a local folder (`dct models` lists the aliases)"
+    )
+
+
+def _fingerprint(where: str, model: PreTrainedModel) -> str:
+    """Identity of the weights, whatever dtype they are loaded in."""
+    folder = Path(where)
+    if not folder.is_dir():
+        commit = getattr(model.config, "_commit_hash", None)
+        return f"hub:{where}@{commit}" if commit else _tensor_fingerprint(model)
+    digest = hashlib.sha256()
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as stream:
+            # 64 samples of 64 kB tell checkpoints apart without reading tens of gigabytes.
+            for k in range(64):
+                stream.seek(size * k // 64)
+                digest.update(stream.read(65536))
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _tensor_fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 16)][:16].float().cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return f"sha256:{digest.hexdigest()[:32]}"

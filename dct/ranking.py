@@ -1,0 +1,333 @@
+"""Which factors do something: how far each steering vector moves one word above another, and at what cost.
+
+Scores are logit differences of the full model at the last prompt token. Every number has its baseline beside it:
+the unsteered model, as many random unit vectors, and the supervised difference of means.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dct.blocks import readout
+from dct.calibration import random_directions
+from dct.derivatives import out_of_memory, release_memory
+from dct.errors import DctError, UsageError
+from dct.factors import Factors
+from dct.model import LanguageModel
+from dct.slice import Slice
+
+ORDERS = ("score", "alpha", "kl")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The two words whose logits are compared, as tokens.
+
+    Attributes:
+        positive, negative: token ids.
+        shown_positive, shown_negative: the tokens as text.
+        after: tokens that both words begin with; they are put behind each prompt, so that the next token decides.
+    """
+
+    positive: int
+    negative: int
+    shown_positive: str
+    shown_negative: str
+    after: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a steering vector does.
+
+    Attributes:
+        score: mean over prompts of logit(positive) - logit(negative).
+        flipped: share of prompts on which the sign of that difference is not the unsteered one.
+        kl: KL(unsteered || steered) of next-token distributions, in nats, mean over harmless prompts: the damage.
+    """
+
+    score: float
+    flipped: float
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A steering vector of the factors with its effect.
+
+    Attributes:
+        vector: its name: the factor's index, with a minus for the opposite direction ("17", "-17").
+        alpha: the factor's strength.
+    """
+
+    vector: str
+    effect: Effect
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Steering vectors, best first, and their baselines.
+
+    Attributes:
+        vectors: in the order asked for.
+        unsteered: the model left alone (its `flipped` and `kl` are zero).
+        random_best, random_mean: over as many random unit vectors at the same scale.
+        supervised: the difference of means, harmless minus harmful, at the source layer and the same scale.
+        words: what was compared.
+        scale: R, the norm of every vector.
+        prompts, harmless: how many of each.
+    """
+
+    vectors: list[Ranked]
+    unsteered: Effect
+    random_best: Effect
+    random_mean: Effect
+    supervised: Effect | None
+    words: Words
+    scale: float
+    prompts: int
+    harmless: int
+
+
+def words(lm: LanguageModel, positive: str, negative: str, system: str | None = None) -> Words:
+    """The tokens that tell two words apart.
+
+    Of a word of several tokens the first counts; where both words begin alike, the first token that differs does,
+    behind the tokens that they share. `notes` says so.
+
+    Raises:
+        DctError: a word has no tokens, or no token tells the words apart.
+    """
+    a, b = lm.continuation(positive, system), lm.continuation(negative, system)
+    if not a or not b:
+        raise DctError(f"{positive if not a else negative!r} has no tokens: choose another word to score")
+    shared = 0
+    while shared < min(len(a), len(b)) and a[shared] == b[shared]:
+        shared += 1
+    if shared == min(len(a), len(b)):
+        raise DctError(
+            f"no token tells {positive!r} from {negative!r} (one begins with the other): choose other words with "
+            "--positive and --negative"
+        )
+    shown = [str(lm.tokenizer.convert_ids_to_tokens(ids[shared])) for ids in (a, b)]
+    notes = []
+    if shared:
+        notes.append(
+            f"{positive!r} and {negative!r} share their first {shared} token(s): "
+            f"scored behind them, {shown[0]!r} against {shown[1]!r}"
+        )
+    else:
+        for word, ids, token in zip((positive, negative), (a, b), shown, strict=True):
+            if len(ids) > 1:
+                notes.append(f"{word!r} is {len(ids)} tokens; its first, {token!r}, is scored")
+    return Words(a[shared], b[shared], shown[0], shown[1], tuple(a[:shared]), tuple(notes))
+
+
+def candidates(factors: Factors) -> tuple[list[str], Float[Tensor, "vectors d"]]:
+    """Names and unit directions of all steering vectors: both senses where a factor has no sign."""
+    names = [str(k) for k in range(len(factors))]
+    if not factors.signless:
+        return names, factors.V
+    return names + [f"-{name}" for name in names], torch.cat([factors.V, -factors.V])
+
+
+def chosen(factors: Factors, name: str, side: str = "source") -> Float[Tensor, " d"]:
+    """The unit direction called `name` ("17", or "-17" for its opposite), on the source or target side.
+
+    Raises:
+        UsageError: not a number.
+        DctError: out of range.
+    """
+    digits = name.strip().removeprefix("-")
+    if not digits.isdecimal():
+        raise UsageError(f"a vector is a number such as 17, or -17 for its opposite; got {name!r}")
+    if int(digits) >= len(factors):
+        raise DctError(f"vector {name} is out of range: this file holds vectors 0 to {len(factors) - 1}")
+    row = (factors.V if side == "source" else factors.U)[int(digits)]
+    return -row if name.strip().startswith("-") else row
+
+
+def aggregate(directions: Float[Tensor, "n d"], how: str) -> Float[Tensor, "k d"]:
+    """One direction for many: `mean` (unit mean) or `svd` (first right singular vector of the stack, both senses).
+
+    Raises:
+        UsageError: unknown way.
+        DctError: the mean vanishes.
+    """
+    if how == "mean":
+        mean = directions.mean(0, keepdim=True)
+        if float(mean.norm()) < 1e-6:
+            raise DctError("the mean of the chosen vectors vanishes: use --aggregate svd")
+        return normalize(mean, dim=1)
+    if how == "svd":
+        first = torch.linalg.svd(directions, full_matrices=False).Vh[:1]
+        return torch.cat([first, -first])
+    raise UsageError(f"unknown --aggregate {how!r}: choose mean or svd")
+
+
+class Scorer:
+    """Effects of steering vectors added at `source` on two sets of prompts; run on the whole rest of the model.
+
+    Args:
+        lm: the model.
+        words: the words to compare.
+        source: the steered layer.
+        prompts: scored.
+        harmless: damage is measured on them; empty for none.
+        system: system message of both sets.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        words: Words,
+        source: int,
+        prompts: Sequence[str],
+        harmless: Sequence[str] = (),
+        system: str | None = None,
+    ) -> None:
+        self.lm, self.words = lm, words
+        scored = [[*row, *words.after] for row in lm.encode(prompts, system)]
+        self.slice = Slice(lm, scored, source, lm.depth, positions=1)
+        self.harmless = Slice(lm, lm.encode(harmless, system), source, lm.depth, positions=1) if harmless else None
+        self.base = self._difference(self._logits(self.slice, self._zero))[0]
+        self.base_log = None
+        if self.harmless is not None:
+            self.base_log = torch.log_softmax(self._logits(self.harmless, self._zero)[0], dim=-1)
+
+    @property
+    def _zero(self) -> Tensor:
+        return torch.zeros(1, self.lm.width, device=self.lm.device)
+
+    @property
+    def unsteered(self) -> Effect:
+        return Effect(float(self.base.mean()), 0.0, 0.0 if self.harmless is not None else None)
+
+    def difference_of_means(self) -> Float[Tensor, " width"] | None:
+        """Unit difference of means, harmless minus scored prompts, at the source layer's last prompt token."""
+        if self.harmless is None:
+            return None
+        return normalize(self.harmless.last_entering().mean(0) - self.slice.last_entering().mean(0), dim=0)
+
+    @torch.no_grad()
+    def effects(
+        self, vectors: Float[Tensor, "vectors width"], on_rows: Callable[[int], None] | None = None
+    ) -> list[Effect]:
+        """The effect of each vector, as it stands (pass R v)."""
+        vectors = vectors.to(self.lm.device, torch.float32)
+        batch = max(1, min(self.slice.batch, self.harmless.batch if self.harmless is not None else 1 << 30))
+        effects: list[Effect] = []
+        while len(effects) < len(vectors):
+            theta = vectors[len(effects) : len(effects) + batch]
+            try:
+                effects += self._effects(theta)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(theta) == 1:
+                    raise DctError("out of memory with a single vector: rank on fewer prompts (--n)") from error
+                batch = len(theta) // 2
+                release_memory(self.lm.device)
+                continue
+            if on_rows is not None:
+                on_rows(len(theta))
+        return effects
+
+    def _effects(self, theta: Tensor) -> list[Effect]:
+        moved = self._difference(self._logits(self.slice, theta))
+        flipped = (moved.sign() != self.base.sign()).float().mean(1)
+        damage: list[float | None] = [None] * len(theta)
+        if self.harmless is not None and self.base_log is not None:
+            steered = torch.log_softmax(self._logits(self.harmless, theta), dim=-1)
+            kl = (self.base_log.exp() * (self.base_log - steered)).sum(-1).mean(1)
+            damage = kl.clamp_min(0).tolist()
+        return [
+            Effect(s, f, k) for s, f, k in zip(moved.mean(1).tolist(), flipped.tolist(), damage, strict=True)
+        ]
+
+    def _logits(self, slice_: Slice, theta: Tensor) -> Float[Tensor, "batch prompts vocabulary"]:
+        with torch.no_grad():
+            streams = slice_.streams(theta)
+        return readout(self.lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
+
+    def _difference(self, logits: Tensor) -> Float[Tensor, "batch prompts"]:
+        return logits[..., self.words.positive] - logits[..., self.words.negative]
+
+
+def rank(
+    lm: LanguageModel,
+    factors: Factors,
+    prompts: Sequence[str],
+    harmless: Sequence[str] = (),
+    *,
+    positive: str = "Sure",
+    negative: str = "Sorry",
+    by: str = "score",
+    source: int | None = None,
+    scale: float | None = None,
+    system: str | None = None,
+    seed: int = 0,
+    on_rows: Callable[[int], None] | None = None,
+) -> Ranking:
+    """Scores every steering vector R v of the factors and orders them.
+
+    Args:
+        prompts: where the words are compared; best taken from outside the prompts of the fit.
+        harmless: where damage is measured; without them there is no `kl` and no supervised baseline.
+        by: `score` (highest first), `alpha` (strongest first) or `kl` (least damage first).
+        source: the steered layer; left out, the one that the factors were fitted at.
+        scale: R; left out, the factors' own.
+        system: system message; left out, the one of the fit.
+        seed: of the random baseline.
+
+    Raises:
+        UsageError, DctError: an unknown order, words that cannot be told apart, unusable prompts.
+    """
+    if by not in ORDERS:
+        raise UsageError(f"unknown --by {by!r}: choose {', '.join(ORDERS)}")
+    if by == "kl" and not harmless:
+        raise UsageError("--by kl needs harmless prompts")
+    layer: Any = factors.info.get("source") if source is None else source
+    if layer is None:
+        raise UsageError("these factors do not say which layer they were fitted at: pass source")
+    system = factors.info.get("system") if system is None else system
+    R = factors.scale if scale is None else scale
+    compared = words(lm, positive, negative, system)
+    scorer = Scorer(lm, compared, int(layer), prompts, harmless, system)
+    names, directions = candidates(factors)
+    effects = scorer.effects(R * directions, on_rows)
+    null = scorer.effects(R * random_directions(len(directions), lm.width, seed + 2), on_rows)
+    means = scorer.difference_of_means()
+    alpha = factors.alpha.repeat(len(directions) // len(factors)).tolist()
+    ranked = [Ranked(n, e, a) for n, e, a in zip(names, effects, alpha, strict=True)]
+    order: dict[str, Callable[[Ranked], float]] = {
+        "score": lambda r: -r.effect.score,
+        "alpha": lambda r: -r.alpha,
+        "kl": lambda r: r.effect.kl or 0.0,
+    }
+    return Ranking(
+        vectors=sorted(ranked, key=order[by]),
+        unsteered=scorer.unsteered,
+        random_best=max(null, key=lambda e: e.score),
+        random_mean=_mean(null),
+        supervised=None if means is None else scorer.effects(R * means[None])[0],
+        words=compared,
+        scale=R,
+        prompts=len(prompts),
+        harmless=len(harmless),
+    )
+
+
+def _mean(effects: list[Effect]) -> Effect:
+    n = len(effects)
+    kl = [e.kl for e in effects if e.kl is not None]
+    return Effect(
+        sum(e.score for e in effects) / n, sum(e.flipped for e in effects) / n, sum(kl) / n if kl else None
+    )

@@ -1,0 +1,316 @@
+"""The slice map Delta: what adding a vector to the residual stream at `source` does to it at `target`.
+
+Knows prompts, positions and packing. Runs no block itself (see `blocks`) and knows nothing of what is fitted to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dct.blocks import Call, Recording, locate_non_finite, record, replay
+from dct.errors import DctError, NonFiniteError
+from dct.model import LanguageModel, check_layers
+
+Positions = int | Literal["all"]
+
+PACK_TOKENS = (128, 1024)
+"""Least and greatest limit on the tokens of a packed row; between them it is the model's width, up to which attention
+over the row, quadratic in its length, costs less than the matrices do."""
+
+PASS_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 16384}
+"""Tokens in one pass over the slice to start with; running out of memory halves it."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Prompts that go through the slice as one row of tokens, each seeing only itself.
+
+    Attributes:
+        entering: hidden_states[source] of the row's tokens.
+        calls: the arguments of each block for this row.
+        targets: where in the row the target tokens of its prompts stand, prompt after prompt.
+    """
+
+    entering: Float[Tensor, "tokens width"]
+    calls: list[Call]
+    targets: Int[Tensor, " targets"]
+
+
+class Slice:
+    """Delta(theta) = mean over prompts of mean over target positions of
+    hidden_states[target](theta) - hidden_states[target](0), with theta added to hidden_states[source] at every token.
+
+    A callable (batch, width) -> (batch, width) in float32, differentiable in reverse and in forward mode and twice;
+    every row of the batch is a steering vector of its own. Prompts are never padded: they are packed into one row
+    behind their common prefix, with a mask under which each sees only itself, whenever that reproduces the
+    activations of the prompts run one by one; otherwise they run one by one.
+
+    Args:
+        lm: the model.
+        prompts: texts (rendered by the model's chat template) or lists of token ids.
+        source: s, 0 <= s < t; theta is added to the stream entering block s.
+        target: t <= L; the stream entering block t is read (for t = L, the stream leaving the last block).
+        positions: the last so many tokens of each prompt are read, or `all`.
+        system: system message for the chat template.
+        pack: False runs prompts one by one.
+
+    Raises:
+        UsageError, DctError: layers out of order or range; no prompt, an empty one, or one shorter than `positions`;
+            NaN or infinity in the activations.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        source: int,
+        target: int,
+        positions: Positions = 3,
+        system: str | None = None,
+        pack: bool = True,
+    ) -> None:
+        check_layers(source, target, lm.depth)
+        self.lm, self.source, self.target, self.positions = lm, source, target, positions
+        # Vectors, means and differences are at least float32, whatever the blocks compute in.
+        self.dtype = torch.promote_types(lm.dtype, torch.float32)
+        self.ids = _token_ids(lm, prompts, system)
+        if positions != "all" and positions < 1:
+            raise DctError(f"--positions must be at least 1 or `all`, got {positions}")
+        for number, row in enumerate(self.ids, start=1):
+            if positions != "all" and len(row) < positions:
+                raise DctError(
+                    f"prompt {number} has {len(row)} tokens, fewer than the {positions} positions that are read: "
+                    f"lengthen it or pass --positions {len(row)}"
+                )
+        recordings = [record(lm, row, source, target) for row in self.ids]
+        self.residual_norm = float(torch.cat([r.entering for r in recordings]).float().norm(dim=1).median())
+        reads = [len(row) if positions == "all" else positions for row in self.ids]
+        self.weights = torch.cat([torch.full((n,), 1 / (n * len(reads))) for n in reads]).to(lm.device, self.dtype)
+        unpacked = [
+            _Row(r.entering, r.calls, torch.arange(len(row) - n, len(row), device=lm.device))
+            for r, row, n in zip(recordings, self.ids, reads, strict=True)
+        ]
+        self.rest = torch.cat([r.leaving[row.targets] for r, row in zip(recordings, unpacked, strict=True)]).to(self.dtype)
+        self._rows = unpacked
+        self.packed = False
+        if pack and len(self.ids) > 1:
+            self._try_packing(recordings, reads)
+        self.rest = self._leave(self._unsteered)[0]
+
+    @property
+    def dim(self) -> int:
+        """Width d of the residual stream."""
+        return self.lm.width
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    @property
+    def _unsteered(self) -> Float[Tensor, "1 width"]:
+        return torch.zeros(1, self.dim, device=self.device, dtype=self.dtype)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens that one steering vector sends through the slice."""
+        return sum(len(row.entering) for row in self._rows)
+
+    @property
+    def batch(self) -> int:
+        """Steering vectors in one pass to start with."""
+        longest = max(len(row.entering) for row in self._rows)
+        return max(1, PASS_TOKENS.get(self.device.type, 8192) // longest)
+
+    def __call__(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Delta(theta), the mean over prompts and target positions.
+
+        Raises:
+            NonFiniteError: a block puts out NaN or infinity; the message names it.
+        """
+        delta = einsum(self.weights, self.changes(theta), "targets, batch targets width -> batch width")
+        # Inside a forward-mode transform the tensors are wrapped; the value pass beside it makes the same check.
+        if forward_ad._current_level < 0 and not bool(torch.isfinite(delta.detach()).all()):
+            raise NonFiniteError(self._blame(theta))
+        return delta
+
+    def changes(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
+        """hidden_states[target](theta) - hidden_states[target](0) at every target token, prompt after prompt."""
+        return self._leave(theta) - self.rest
+
+    def streams(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
+        """hidden_states[target](theta) at every target token, prompt after prompt."""
+        return self._leave(theta)
+
+    def last_entering(self) -> Float[Tensor, "prompts width"]:
+        """hidden_states[source] at the last target token of each prompt, unsteered."""
+        per_prompt = torch.cat([row.entering[row.targets] for row in self._rows]).float()
+        ends = torch.tensor([len(r) if self.positions == "all" else self.positions for r in self.ids]).cumsum(0) - 1
+        return per_prompt[ends.to(per_prompt.device)]
+
+    def _leave(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
+        leaving = []
+        for row in self._rows:
+            stream = (row.entering.to(self.dtype) + theta[:, None]).to(self.lm.dtype)
+            stream = replay(self.lm, self.source, row.calls, stream)
+            leaving.append(stream[:, row.targets].to(self.dtype))
+        return torch.cat(leaving, dim=1)
+
+    def _try_packing(self, recordings: list[Recording], reads: list[int]) -> None:
+        """Packs the prompts and keeps the result if it gives the activations of the prompts run one by one."""
+        single, rows, rest = self._rows, [], self.rest
+        try:
+            for group in _groups(self.ids, min(max(self.dim, PACK_TOKENS[0]), PACK_TOKENS[1])):
+                rows.append(_packed_row(recordings, self.ids, reads, group))
+        except _CannotPack:
+            return
+        self._rows = rows
+        packed = self._leave(self._unsteered)[0]
+        # What the blocks wrote is the yardstick: a wrong mask or position changes a good part of it.
+        written = (rest - torch.cat([r.entering[r.targets] for r in single]).to(self.dtype)).norm()
+        eps = torch.finfo(self.lm.dtype).eps
+        self.packed = bool((packed - rest).norm() <= max(1e-4, 8 * eps) * written + eps * rest.norm())
+        if not self.packed:
+            self._rows = single
+
+    def _blame(self, theta: Tensor) -> str:
+        for row in self._rows:
+            stream = (row.entering.to(self.dtype) + theta.detach()[:, None]).to(self.lm.dtype)
+            leaving = replay(self.lm, self.source, row.calls, stream)
+            if not bool(torch.isfinite(leaving).all()):
+                return locate_non_finite(self.lm, self.source, row.calls, stream)
+        return "the mean over prompts is not finite: lower --scale"
+
+
+def _token_ids(
+    lm: LanguageModel, prompts: Sequence[str] | Sequence[Sequence[int]], system: str | None
+) -> list[list[int]]:
+    if isinstance(prompts, str):
+        raise DctError("prompts is a single string: pass a list of prompts")
+    texts = [p for p in prompts if isinstance(p, str)]
+    if texts or not prompts:
+        return lm.encode(texts, system)
+    return [[int(token) for token in p] for p in prompts]
+
+
+class _CannotPack(Exception):
+    """The model passes its blocks something that cannot be put together from several prompts."""
+
+
+def _shared_prefix(ids: Sequence[Sequence[int]]) -> int:
+    shortest, longest = min(ids), max(ids)  # lexicographic: what these two share, all share
+    for k, (a, b) in enumerate(zip(shortest, longest, strict=False)):
+        if a != b:
+            return k
+    return min(len(shortest), len(longest))
+
+
+def _groups(ids: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+    """Consecutive prompts that share a row of at most `limit` tokens; a longer prompt has a row of its own."""
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for k, row in enumerate(ids):
+        if groups[-1] and filled + len(row) > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(k)
+        filled += len(row)
+    return groups
+
+
+def _packed_row(recordings: list[Recording], ids: list[list[int]], reads: list[int], group: list[int]) -> _Row:
+    """One row for several prompts: their common prefix once, then what each adds to it."""
+    if len(group) == 1:
+        [k] = group
+        length = len(ids[k])
+        where = torch.arange(length - reads[k], length, device=recordings[k].entering.device)
+        return _Row(recordings[k].entering, recordings[k].calls, where)
+    prefix = _shared_prefix([ids[k] for k in group])
+    lengths = [len(ids[k]) for k in group]
+    entering = torch.cat([recordings[group[0]].entering[:prefix]] + [recordings[k].entering[prefix:] for k in group])
+    targets, offset = [], prefix
+    for k, length in zip(group, lengths, strict=True):
+        place = torch.arange(length)
+        place[prefix:] += offset - prefix
+        offset += length - prefix
+        targets.append(place[length - reads[k] :])
+    merge = _Merger(prefix, lengths, entering.device)
+    calls = [merge.calls(per_prompt) for per_prompt in zip(*(recordings[k].calls for k in group), strict=True)]
+    return _Row(entering, calls, torch.cat(targets).to(entering.device))
+
+
+class _Merger:
+    """Puts the arguments that the model made for single prompts together for the packed row.
+
+    Tensors with a token axis are laid end to end, masks become block masks, everything else must be the same for all
+    prompts. An absent mask stands for plain causal attention; `Slice` checks the result against the single prompts.
+    """
+
+    def __init__(self, prefix: int, lengths: list[int], device: torch.device) -> None:
+        self.prefix, self.lengths, self.device = prefix, lengths, device
+        self.memo: dict[tuple[int, ...], Any] = {}
+
+    def calls(self, calls: Sequence[Call]) -> Call:
+        return {name: self._argument(name, [call[name] for call in calls]) for name in calls[0]}
+
+    def _argument(self, name: str, values: Sequence[Any]) -> Any:
+        if name == "attention_mask" and all(v is None for v in values):
+            return self._memoised(("causal",), self._causal)
+        flat, specs = zip(*(pytree.tree_flatten(v) for v in values), strict=True)
+        if any(spec != specs[0] for spec in specs):
+            raise _CannotPack
+        leaves = [self._leaf(leaf) for leaf in zip(*flat, strict=True)]
+        return pytree.tree_unflatten(leaves, specs[0])
+
+    def _memoised(self, values: Sequence[Any], make: Any) -> Any:
+        # Blocks share their masks and rotary tables: make each once. The recordings keep the keys' objects alive.
+        key = tuple(hash(v) if isinstance(v, str) else id(v) for v in values)
+        if key not in self.memo:
+            self.memo[key] = make(values)
+        return self.memo[key]
+
+    def _leaf(self, values: Sequence[Any]) -> Any:
+        first = values[0]
+        if not isinstance(first, Tensor):
+            if all(v is first or (isinstance(v, bool | int | float | str) and v == first) for v in values):
+                return first
+            raise _CannotPack
+        return self._memoised(values, self._tensor)
+
+    def _tensor(self, values: Sequence[Tensor]) -> Tensor:
+        first = values[0]
+        if first.ndim == 4 and all(v.shape[-2:] == (n, n) for v, n in zip(values, self.lengths, strict=True)):
+            return self._block_mask(values)
+        axis = 0 if first.ndim == 1 else 1
+        if first.ndim and all(
+            v.ndim == first.ndim and v.shape[axis] == n for v, n in zip(values, self.lengths, strict=True)
+        ):
+            own = [v.narrow(axis, self.prefix, n - self.prefix) for v, n in zip(values, self.lengths, strict=True)]
+            return torch.cat([first.narrow(axis, 0, self.prefix), *own], dim=axis)
+        if all(v.shape == first.shape and torch.equal(v, first) for v in values):
+            return first
+        raise _CannotPack
+
+    def _causal(self, _: Sequence[Any]) -> Tensor:
+        return self._block_mask([torch.ones(1, 1, n, n, dtype=torch.bool, device=self.device).tril() for n in self.lengths])
+
+    def _block_mask(self, masks: Sequence[Tensor]) -> Tensor:
+        first, prefix = masks[0], self.prefix
+        total = prefix + sum(n - prefix for n in self.lengths)
+        hidden = False if first.dtype == torch.bool else torch.finfo(first.dtype).min
+        packed = torch.full((*first.shape[:-2], total, total), hidden, dtype=first.dtype, device=first.device)
+        packed[..., :prefix, :prefix] = first[..., :prefix, :prefix]
+        offset = prefix
+        for mask, n in zip(masks, self.lengths, strict=True):
+            end = offset + n - prefix
+            packed[..., offset:end, :prefix] = mask[..., prefix:, :prefix]
+            packed[..., offset:end, offset:end] = mask[..., prefix:, prefix:]
+            offset = end
+        return packed

@@ -1,0 +1,66 @@
+"""Steering: a vector is added to the residual stream entering a block, for as long as a context lasts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dct.errors import DctError, UsageError
+from dct.model import LanguageModel
+
+
+@contextmanager
+def steer(
+    lm: LanguageModel, vector: Float[Tensor, " width"] | Float[Tensor, "batch width"], layer: int
+) -> Iterator[None]:
+    """Adds `vector` to hidden_states[layer] at every token, prompt and generated alike, but not at padding.
+
+    Args:
+        lm: the model; restored when the context ends, whatever happens inside.
+        vector: one vector for all rows of a batch, or one for each row. Its norm is the strength: pass R v.
+        layer: s, the block whose input is steered, 0 <= s < L: the site where slices are fitted.
+
+    Raises:
+        UsageError: the layer is not a block of the model.
+        DctError: the vector does not have the model's width or is not finite.
+    """
+    if not 0 <= layer < lm.depth:
+        raise UsageError(f"layer {layer} is not a block of {lm.name}: choose 0 to {lm.depth - 1}")
+    if vector.ndim not in (1, 2) or vector.shape[-1] != lm.width:
+        raise DctError(f"a steering vector for {lm.name} has {lm.width} entries, got shape {tuple(vector.shape)}")
+    if not bool(torch.isfinite(vector).all()):
+        raise DctError("the steering vector is not finite")
+    added = vector.detach().reshape(-1, 1, lm.width)
+    tokens: list[Tensor] = []  # which columns of the running call are tokens and not padding, where anyone says so
+
+    def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens.clear()
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            tokens.append(mask)
+
+    def add(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        stream = args[0] if args else kwargs["hidden_states"]
+        if len(added) not in (1, len(stream)):
+            raise DctError(f"{len(added)} steering vectors for a batch of {len(stream)}: give one, or one for each row")
+        wide = torch.promote_types(stream.dtype, torch.float32)
+        change = added.to(stream.device, wide)
+        if tokens:
+            change = change * tokens[0][:, -stream.shape[1] :, None].to(stream.device, wide)
+        steered = (stream.to(wide) + change).to(stream.dtype)
+        if args:
+            return (steered, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": steered}
+
+    handles = [
+        lm.model.register_forward_pre_hook(remember, with_kwargs=True),
+        lm.layers[layer].register_forward_pre_hook(add, with_kwargs=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
