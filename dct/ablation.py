@@ -20,7 +20,7 @@ from dct.errors import DctError
 from dct.model import LanguageModel
 
 OUTPUT_PROJECTIONS = frozenset(
-    "o_proj out_proj c_proj dense wo down_proj dense_4h_to_h fc2 fc_out w2 proj_out output_linear".split()
+    {"o_proj", "out_proj", "c_proj", "dense", "wo", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "proj_out"}
 )
 """What transformers calls the last matrix of an attention or MLP module (or of its experts)."""
 
@@ -92,7 +92,7 @@ def orthonormal(directions: Float[Tensor, "n width"] | Float[Tensor, " width"]) 
     if not bool(torch.isfinite(rows).all()) or not bool((norms > 0).all()):
         raise DctError("a direction to ablate is zero or not finite")
     _, S, Vh = torch.linalg.svd(rows / norms, full_matrices=False)
-    return Vh[S > NEGLIGIBLE * S[0]]
+    return Vh[NEGLIGIBLE * S[0] < S]
 
 
 def residual_writers(lm: LanguageModel) -> list[Writer]:

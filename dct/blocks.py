@@ -7,7 +7,7 @@ The model is asked, never imitated: masks, rotary embeddings and per-layer atten
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
-
 
 Call = dict[str, Any]
 """The arguments that the model passed to a block, by name, without the residual stream itself."""
@@ -40,7 +39,7 @@ class Recording:
     calls: list[Call]
 
 
-class _Reached(Exception):
+class _TargetReached(Exception):  # noqa: N818 (a way out, not an error)
     """Thrown out of the model once the target layer has been reached: what lies above is not needed."""
 
 
@@ -84,7 +83,7 @@ def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> R
                 raise NonFiniteError(_non_finite(lm, index, "without any steering"))
             if index == target - 1:
                 leaving.append(stream[0].clone())
-                raise _Reached
+                raise _TargetReached
 
         return hook
 
@@ -93,10 +92,8 @@ def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> R
             if index >= source:
                 stack.callback(block.register_forward_pre_hook(before(index), with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(after(index)).remove)
-        try:
+        with suppress(_TargetReached):
             lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
-        except _Reached:
-            pass
     if not leaving:
         raise DctError(f"{lm.name} did not run through its block list {lm.layers_path}: name another with --layers")
     return Recording(entering[0], leaving[0], calls)
@@ -176,7 +173,7 @@ def _differentiable(lm: LanguageModel) -> Iterator[None]:
         return
     experts = getattr(lm.model.config, "_experts_implementation", None)
     # Only models with experts have a choice to make, and only it must be put back.
-    choose = experts not in (None, "eager") and lm.model._can_set_experts_implementation()
+    choose = isinstance(experts, str) and experts != "eager" and lm.model._can_set_experts_implementation()
     with sdpa_kernel(SDPBackend.MATH):
         if choose:
             lm.model.set_experts_implementation("eager")
@@ -184,4 +181,4 @@ def _differentiable(lm: LanguageModel) -> Iterator[None]:
             yield
         finally:
             if choose:
-                lm.model.set_experts_implementation(experts)
+                lm.model.set_experts_implementation(str(experts))

@@ -111,7 +111,7 @@ def _bracket(measure: Callable[[float], float], ratio: float, guess: float) -> t
                 break
         if not any(measured > 0 for measured in map(measure, _scales(guess, high))):
             raise CalibrationError("the map is linear, so every scale serves: give --scale yourself", [])
-        reached = max(((measure(s), s) for s in _scales(guess, high)))
+        reached = max((measure(s), s) for s in _scales(guess, high))
         raise CalibrationError(
             f"the non-linearity ratio never reaches lambda = {ratio:g}: it reaches {reached[0]:.3g} at scale "
             f"{reached[1]:.3g}; ask for --lambda {0.9 * reached[0]:.2g}, or give --scale yourself",
@@ -137,9 +137,7 @@ def _scales(low: float, high: float) -> list[float]:
     return scales
 
 
-def _illinois(
-    measure: Callable[[float], float], ratio: float, low: float, high: float, tolerance: float
-) -> float:
+def _illinois(measure: Callable[[float], float], ratio: float, low: float, high: float, tolerance: float) -> float:
     """Root of log ratio(R) - log lambda in log R between two scales that bracket it."""
     a, b = math.log(low), math.log(high)
     fa, fb = _log_gap(measure(low), ratio), _log_gap(measure(high), ratio)

@@ -58,7 +58,7 @@ class Derivatives:
         with torch.no_grad():
             shape = f(torch.zeros(1, dim, dtype=dtype, device=self.device)).shape
         if len(shape) != 2 or shape[0] != 1:
-            raise DctError(f"the map must take (batch, {dim}) to (batch, dim_out); it took (1, {dim}) to {tuple(shape)}")
+            raise DctError(f"the map must take (batch, {dim}) to (batch, dim_out); gave {tuple(shape)}")
         self.dim_out = int(shape[1])
 
     def value(self, theta: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
@@ -82,7 +82,7 @@ class Derivatives:
     def vjp(self, u: Float[Tensor, "rows dim_out"]) -> Float[Tensor, "rows dim"]:
         """J' u, by reverse mode."""
 
-        def rows(u: Tensor) -> tuple[Tensor]:
+        def rows(u: Tensor) -> tuple[Tensor, ...]:
             theta = torch.zeros(len(u), self.dim, dtype=self.dtype, device=self.device, requires_grad=True)
             return torch.autograd.grad(self.f(theta), theta, u.to(self.dtype))
 
@@ -116,7 +116,7 @@ class Derivatives:
     ) -> Float[Tensor, "rows dim"]:
         """T2(u, v, .): the gradient at 0 of u' df(theta)[v], by reverse mode over forward mode."""
 
-        def rows(u: Tensor, v: Tensor) -> tuple[Tensor]:
+        def rows(u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
             theta = torch.zeros_like(v).requires_grad_()
             slope = self._along(v)(theta)
             if not slope.requires_grad:  # a linear map: its derivative does not depend on theta

@@ -28,9 +28,12 @@ ORTHOGONALIZE = ("qr", "soft", "none")
 STARTS = ("projected", "random")
 ITERATIVE = ("exponential", "quadratic")
 
+RANDOM_RESPONSES = 30
+"""Random directions whose response is measured beside the factors' own."""
+
 Matrix = Float[Tensor, "m d"]
 Progress = Callable[[str, int, int], None]
-"""Called with the stage, the rows that have gone through the map in it, and the rows that it will take."""
+"""Called with the stage, the rows that have gone through the map so far, and all the rows that the fit will take."""
 
 
 @dataclass
@@ -125,19 +128,24 @@ def fit(
     if method == "linear":
         V, U, alpha, objective = _linear(d, m, info, stages)
     elif method == "linear-projected":
+        stages.total = d_proj + min(m, d_proj, dim)
         V, U, alpha, objective = _linear_projected(d, m, d_proj, seed, info, stages)
     elif method == "linear-randomized":
         V, U, alpha, objective = _linear_randomized(d, m, power_iterations, seed, info, stages)
     else:
         info |= {"iterations": iterations, "orthogonalize": orthogonalize, "beta": beta, "start": start}
         step = _Quadratic(d) if method == "quadratic" else _Exponential(d, scale)
+        informative = min(m, d_proj, dim) if start == "projected" else 0
+        left = iterations - (resume.iteration if resume else 0)
+        stages.total = m * (step.passes * left + 1) + RANDOM_RESPONSES
+        if resume is None:
+            stages.total += m + (d_proj if start == "projected" else 0)
         state = resume or _start(d, step, m, d_proj, start, seed, stages)
         if tuple(state.V.shape) != (m, dim):
             raise UsageError(f"the state to resume from holds {tuple(state.V.shape)} factors, not {(m, dim)}")
-        informative = min(m, d_proj, dim) if start == "projected" else 0
         info |= {"d_proj": d_proj, "random_start": m - informative}
         V, U, alpha, objective = _iterate(
-            d, step, state, iterations, orthogonalize, beta, tolerance, stages, checkpoint
+            d, step, state, iterations, orthogonalize, beta, tolerance, seed, info, stages, checkpoint
         )
     info |= {"batch": d.batch, "fit_seconds": round(time.monotonic() - began, 3)}
     return Factors(V.cpu(), U.cpu(), alpha.cpu(), objective.to(V.dtype).cpu(), float(scale), info)
@@ -150,7 +158,7 @@ Fit = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def _linear(d: Derivatives, m: int, info: dict[str, Any], stages: "_Stages") -> Fit:
     """SVD of the full Jacobian, by as many passes as the smaller side of J asks for."""
-    stages.begin("Jacobian", min(d.dim, d.dim_out))
+    stages.begin("Jacobian", rows=min(d.dim, d.dim_out))
     if d.dim_out <= d.dim:
         jacobian = d.vjp(torch.eye(d.dim_out, device=d.device, dtype=d.dtype))
     else:
@@ -159,15 +167,13 @@ def _linear(d: Derivatives, m: int, info: dict[str, Any], stages: "_Stages") -> 
     return _linear_factors(Vh, U.T, S, m, info)
 
 
-def _linear_projected(
-    d: Derivatives, m: int, d_proj: int, seed: int, info: dict[str, Any], stages: "_Stages"
-) -> Fit:
+def _linear_projected(d: Derivatives, m: int, d_proj: int, seed: int, info: dict[str, Any], stages: "_Stages") -> Fit:
     """SVD of W J for d_proj random unit output directions; u_l = unit J v_l, alpha from the normal equations."""
     Vh, S = _projected_directions(d, d_proj, seed, stages)
     kept = _rank(S, d, m)
     info |= {"d_proj": d_proj, "informative": kept}
     V = Vh[:kept]
-    stages.begin("responses", kept)
+    stages.begin("responses")
     pushed = d.jvp(V)
     U = normalize(pushed, dim=1)
     return _solved("linear", V, U, (U * pushed).sum(1))
@@ -182,7 +188,7 @@ def _linear_randomized(
     gives the factors.
     """
     width = min(m + max(10, m // 4), d.dim, d.dim_out)
-    stages.begin("range of the Jacobian", width * (2 * power_iterations + 2))
+    stages.begin("range of the Jacobian", rows=width * (2 * power_iterations + 2))
     Q = _rows_basis(d.vjp(random_directions(width, d.dim_out, seed).to(d.device, d.dtype)))
     for _ in range(power_iterations):
         Q = _rows_basis(d.vjp(_rows_basis(d.jvp(Q))))
@@ -201,7 +207,7 @@ def _linear_factors(V: Tensor, U: Tensor, S: Tensor, m: int, info: dict[str, Any
 
 
 def _rank(S: Tensor, d: Derivatives, m: int) -> int:
-    return max(1, min(m, int((S > S[0] * d.dim * torch.finfo(S.dtype).eps).sum())))
+    return max(1, min(m, int((S[0] * d.dim * torch.finfo(S.dtype).eps < S).sum())))
 
 
 def _rows_basis(rows: Tensor) -> Tensor:
@@ -211,7 +217,7 @@ def _rows_basis(rows: Tensor) -> Tensor:
 
 def _projected_directions(d: Derivatives, d_proj: int, seed: int, stages: "_Stages") -> tuple[Tensor, Tensor]:
     """Right singular vectors (rows) and singular values of W J, W random unit output directions."""
-    stages.begin("projected Jacobian", d_proj)
+    stages.begin("projected Jacobian")
     W = random_directions(d_proj, d.dim_out, seed).to(d.device, d.dtype)
     _, S, Vh = torch.linalg.svd(d.vjp(W), full_matrices=False)
     return Vh, S
@@ -229,20 +235,15 @@ class _Quadratic:
     def __init__(self, d: Derivatives) -> None:
         self.d = d
 
-    def start(self, V: Tensor) -> Tensor:
-        return normalize(self.d.second(V), dim=1)
+    def caused(self, V: Tensor) -> Tensor:
+        """T2(., v, v), unnormalised; b_l is its norm once u_l is its direction."""
+        return self.d.second(V)
 
     def step(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u <- T2(., v, v), then v <- T2(u, v, .) with the new u. Returns new V, new U and b at the old V."""
         seconds = self.d.second(V)
         U = normalize(seconds, dim=1)
         return self.d.second_transposed(U, V), U, (U * seconds).sum(1)
-
-    def finish(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
-        """The u of the final v, and b_l = T2(u_l, v_l, v_l)."""
-        seconds = self.d.second(V)
-        U = normalize(seconds, dim=1)
-        return U, (U * seconds).sum(1)
 
 
 class _Exponential:
@@ -254,20 +255,15 @@ class _Exponential:
     def __init__(self, d: Derivatives, scale: float) -> None:
         self.d, self.scale = d, scale
 
-    def start(self, V: Tensor) -> Tensor:
-        return normalize(self.d.value(self.scale * V), dim=1)
+    def caused(self, V: Tensor) -> Tensor:
+        """R_S(v), unnormalised; b_l is its norm once u_l is its direction."""
+        return self.d.value(self.scale * V)
 
     def step(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """In one pass: u <- R_S(v), and v <- gradient of <u, R_S(v)> with the old u."""
         value, gradient = self.d.value_and_gradient(self.scale * V, U)
         U = normalize(value, dim=1)
         return gradient, U, (U * value).sum(1)
-
-    def finish(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
-        """The u of the final v, and b_l = <u_l, R_S(v_l)>."""
-        value = self.d.value(self.scale * V)
-        U = normalize(value, dim=1)
-        return U, (U * value).sum(1)
 
 
 def _start(
@@ -278,8 +274,8 @@ def _start(
     if start == "projected":
         informative = _projected_directions(d, d_proj, seed, stages)[0][:m]
         V[: len(informative)] = informative
-    stages.begin("start", m)
-    return State(V, step.start(V))
+    stages.begin("start")
+    return State(V, normalize(step.caused(V), dim=1))
 
 
 def _iterate(
@@ -290,13 +286,15 @@ def _iterate(
     orthogonalize: str,
     beta: float,
     tolerance: float,
+    seed: int,
+    info: dict[str, Any],
     stages: "_Stages",
     checkpoint: Callable[[State], None] | None,
 ) -> Fit:
     V, U = state.V.to(d.device, d.dtype), state.U.to(d.device, d.dtype)
     objective = [list(row) for row in state.objective]
     while len(objective) < iterations:
-        stages.begin(f"iteration {len(objective) + 1}/{iterations}", step.passes * len(V))
+        stages.begin(f"iteration {len(objective) + 1}/{iterations}")
         Q = orthogonalized(V, orthogonalize)
         pulled, caused, b = step.step(Q, U)
         causal, penalty = _objective(step.kernel, Q, caused, b)
@@ -308,9 +306,16 @@ def _iterate(
             checkpoint(State(V.cpu(), U.cpu(), [list(row) for row in objective]))
         if change < tolerance:
             break
-    stages.begin("strengths", len(V))
-    U, b = step.finish(V, U)
-    V, U, alpha, _ = _solved(step.kernel, V, U, b)
+    stages.begin("strengths")
+    caused = step.caused(V)
+    responses = caused.norm(dim=1)
+    null = step.caused(random_directions(RANDOM_RESPONSES, d.dim, seed + 3).to(d.device, d.dtype)).norm(dim=1)
+    info |= {
+        "response": [float(responses.median()), float(responses.max())],
+        "random_response": [float(null.median()), float(null.max())],
+        "above_random": int((responses > null.max()).sum()),
+    }
+    V, U, alpha, _ = _solved(step.kernel, V, normalize(caused, dim=1), responses)
     return V, U, alpha, torch.tensor(objective, dtype=torch.float64).reshape(-1, 3)
 
 
@@ -324,9 +329,7 @@ def _mixed(old: Tensor, new: Tensor, beta: float) -> Tensor:
 # --- pieces of the mathematics ----------------------------------------------------------------------------------------
 
 
-def orthogonalized(
-    V: Matrix, how: str = "qr", *, eta: float = 0.5, tau: float = 0.05, times: int = 3
-) -> Matrix:
+def orthogonalized(V: Matrix, how: str = "qr", *, eta: float = 0.5, tau: float = 0.05, times: int = 3) -> Matrix:
     """Pushes the rows of V apart.
 
     Args:
@@ -362,9 +365,7 @@ def gram(kernel: str, V: Matrix, U: Float[Tensor, "m d_out"]) -> Float[Tensor, "
     return (U @ U.T) * similarity
 
 
-def strengths(
-    kernel: str, V: Matrix, U: Float[Tensor, "m d_out"], b: Float[Tensor, " m"]
-) -> Float[Tensor, " m"]:
+def strengths(kernel: str, V: Matrix, U: Float[Tensor, "m d_out"], b: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     """alpha of least tensor loss: K alpha = b, in float64; of least norm where factors coincide."""
     values, vectors = torch.linalg.eigh(gram(kernel, V, U))
     # K is positive semidefinite (Schur product); directions below rounding carry no information.
@@ -392,15 +393,17 @@ def _objective(kernel: str, V: Tensor, U: Tensor, b: Tensor) -> tuple[float, flo
 
 
 class _Stages:
-    """Tells `progress` how far the current stage is."""
+    """Tells `progress` what is being done and how far the whole fit is."""
 
     def __init__(self, d: Derivatives, progress: Progress | None) -> None:
         self.progress = progress
         self.stage, self.done, self.total = "", 0, 0
         d.on_rows = self.advance
 
-    def begin(self, stage: str, total: int) -> None:
-        self.stage, self.done, self.total = stage, 0, total
+    def begin(self, stage: str, rows: int | None = None) -> None:
+        self.stage = stage
+        if rows is not None:
+            self.total = self.done + rows
         self.advance(0)
 
     def advance(self, rows: int) -> None:

@@ -124,8 +124,12 @@ def _generate(
         torch.manual_seed(seed)
     streamer = None if on_token is None else _Streamer(lm, len(rows), on_token)
     with nullcontext() if vectors is None else steer(lm, vectors, layer):
-        out = lm.model.generate(
-            ids, attention_mask=mask, max_new_tokens=max_new_tokens, streamer=streamer, **options  # type: ignore[arg-type]
+        out = lm.model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+            **options,
         )
     texts = []
     for row in out[:, longest:].tolist():

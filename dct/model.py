@@ -61,7 +61,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return torch.device(self.model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,7 +153,7 @@ class LanguageModel:
         }
 
 
-def find_layers(model: nn.Module, path: str = "") -> tuple[str, nn.ModuleList]:
+def find_layers(model: PreTrainedModel, path: str = "") -> tuple[str, nn.ModuleList]:
     """The list of blocks: the only `ModuleList` as long as the config's depth, or the one at `path`.
 
     Returns:
@@ -166,13 +166,13 @@ def find_layers(model: nn.Module, path: str = "") -> tuple[str, nn.ModuleList]:
     candidates = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
     if path:
         if path not in lists:
-            raise DctError(f"no block list at {path!r}; the model's lists are: {candidates}")
+            raise DctError(f"no block list at {path!r}; the model has: {candidates}")
         return path, lists[path]
     depth = model.config.get_text_config().num_hidden_layers
     found = [name for name, m in lists.items() if len(m) == depth]
     if len(found) != 1:
         how_many = "no list" if not found else f"{len(found)} lists"
-        raise DctError(f"{how_many} of {depth} blocks found; name one with --layers. The model's lists are: {candidates}")
+        raise DctError(f"{how_many} of {depth} blocks found; name one with --layers. The model has: {candidates}")
     return found[0], lists[found[0]]
 
 
@@ -247,7 +247,7 @@ def load(
             **common,
         )
     except Exception as error:
-        raise _loading_error(name, where, error) from error
+        raise loading_error(name, where, error) from error
     if dtype == "auto":
         model = model.to(_sensible_dtype(model, place))  # type: ignore[arg-type]
     if device != "map":
@@ -284,7 +284,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _loading_error(name: str, where: str, error: Exception) -> DctError:
+def loading_error(name: str, where: str, error: Exception) -> DctError:
+    """What to tell the user when transformers could not load `name`, found at `where`."""
     if Path(where).is_dir():
         return DctError(f"cannot load the model in {where}: {_first_line(error)}")
     shown = f"{name} ({where})" if name != where else name

@@ -117,7 +117,9 @@ def _parse(path: Path) -> list[Any]:
                 raise DctError(f"{path} holds no list of prompts")
             return loaded
         if path.suffix in (".csv", ".tsv"):
-            return list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ","))
+            return list(
+                csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+            )
     except (OSError, ValueError, csv.Error) as error:
         raise DctError(f"cannot read {path}: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -133,7 +135,9 @@ def _columns(records: Sequence[Any], column: str | None, origin: str) -> tuple[l
         lower = {name.lower(): name for name in reversed(names) if name}
         column = next((lower[c] for c in COLUMNS if c in lower), None)
     if column is None or any(column not in r for r in records):
-        raise DctError(f"{origin} has no column {column or '/'.join(COLUMNS)}; it has {', '.join(names)}: pass --column")
+        raise DctError(
+            f"{origin} has no column {column or '/'.join(COLUMNS)}; it has {', '.join(names)}: pass --column"
+        )
     texts = [str(r[column] if r[column] is not None else "") for r in records]
     answers = [str(r["answer"]) for r in records if r.get("answer") is not None]
     return texts, answers if len(answers) == len(texts) else []

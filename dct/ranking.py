@@ -216,6 +216,14 @@ class Scorer:
             return None
         return normalize(self.harmless.last_entering().mean(0) - self.slice.last_entering().mean(0), dim=0)
 
+    def against(self, before: "Scorer") -> Effect:
+        """What the model as this scorer found it does differently from the model as `before` found it."""
+        kl = None
+        if self.base_log is not None and before.base_log is not None:
+            kl = max(0.0, float((before.base_log.exp() * (before.base_log - self.base_log)).sum(-1).mean()))
+        flipped = (self.base.sign() != before.base.sign()).float().mean()
+        return Effect(float(self.base.mean()), float(flipped), kl)
+
     @torch.no_grad()
     def effects(
         self, vectors: Float[Tensor, "vectors width"], on_rows: Callable[[int], None] | None = None
@@ -248,9 +256,7 @@ class Scorer:
             steered = torch.log_softmax(self._logits(self.harmless, theta), dim=-1)
             kl = (self.base_log.exp() * (self.base_log - steered)).sum(-1).mean(1)
             damage = kl.clamp_min(0).tolist()
-        return [
-            Effect(s, f, k) for s, f, k in zip(moved.mean(1).tolist(), flipped.tolist(), damage, strict=True)
-        ]
+        return [Effect(s, f, k) for s, f, k in zip(moved.mean(1).tolist(), flipped.tolist(), damage, strict=True)]
 
     def _logits(self, slice_: Slice, theta: Tensor) -> Float[Tensor, "batch prompts vocabulary"]:
         with torch.no_grad():
@@ -328,6 +334,4 @@ def rank(
 def _mean(effects: list[Effect]) -> Effect:
     n = len(effects)
     kl = [e.kl for e in effects if e.kl is not None]
-    return Effect(
-        sum(e.score for e in effects) / n, sum(e.flipped for e in effects) / n, sum(kl) / n if kl else None
-    )
+    return Effect(sum(e.score for e in effects) / n, sum(e.flipped for e in effects) / n, sum(kl) / n if kl else None)

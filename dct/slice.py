@@ -98,7 +98,9 @@ class Slice:
             _Row(r.entering, r.calls, torch.arange(len(row) - n, len(row), device=lm.device))
             for r, row, n in zip(recordings, self.ids, reads, strict=True)
         ]
-        self.rest = torch.cat([r.leaving[row.targets] for r, row in zip(recordings, unpacked, strict=True)]).to(self.dtype)
+        self.rest = torch.cat([r.leaving[row.targets] for r, row in zip(recordings, unpacked, strict=True)]).to(
+            self.dtype
+        )
         self._rows = unpacked
         self.packed = False
         if pack and len(self.ids) > 1:
@@ -169,7 +171,7 @@ class Slice:
         try:
             for group in _groups(self.ids, min(max(self.dim, PACK_TOKENS[0]), PACK_TOKENS[1])):
                 rows.append(_packed_row(recordings, self.ids, reads, group))
-        except _CannotPack:
+        except _UnpackableError:
             return
         self._rows = rows
         packed = self._leave(self._unsteered)[0]
@@ -200,11 +202,11 @@ def _token_ids(
     return [[int(token) for token in p] for p in prompts]
 
 
-class _CannotPack(Exception):
+class _UnpackableError(Exception):
     """The model passes its blocks something that cannot be put together from several prompts."""
 
 
-def _shared_prefix(ids: Sequence[Sequence[int]]) -> int:
+def _shared_prefix(ids: Sequence[list[int]]) -> int:
     shortest, longest = min(ids), max(ids)  # lexicographic: what these two share, all share
     for k, (a, b) in enumerate(zip(shortest, longest, strict=False)):
         if a != b:
@@ -265,7 +267,7 @@ class _Merger:
             return self._memoised(("causal",), self._causal)
         flat, specs = zip(*(pytree.tree_flatten(v) for v in values), strict=True)
         if any(spec != specs[0] for spec in specs):
-            raise _CannotPack
+            raise _UnpackableError
         leaves = [self._leaf(leaf) for leaf in zip(*flat, strict=True)]
         return pytree.tree_unflatten(leaves, specs[0])
 
@@ -281,7 +283,7 @@ class _Merger:
         if not isinstance(first, Tensor):
             if all(v is first or (isinstance(v, bool | int | float | str) and v == first) for v in values):
                 return first
-            raise _CannotPack
+            raise _UnpackableError
         return self._memoised(values, self._tensor)
 
     def _tensor(self, values: Sequence[Tensor]) -> Tensor:
@@ -296,10 +298,12 @@ class _Merger:
             return torch.cat([first.narrow(axis, 0, self.prefix), *own], dim=axis)
         if all(v.shape == first.shape and torch.equal(v, first) for v in values):
             return first
-        raise _CannotPack
+        raise _UnpackableError
 
     def _causal(self, _: Sequence[Any]) -> Tensor:
-        return self._block_mask([torch.ones(1, 1, n, n, dtype=torch.bool, device=self.device).tril() for n in self.lengths])
+        return self._block_mask(
+            [torch.ones(1, 1, n, n, dtype=torch.bool, device=self.device).tril() for n in self.lengths]
+        )
 
     def _block_mask(self, masks: Sequence[Tensor]) -> Tensor:
         first, prefix = masks[0], self.prefix

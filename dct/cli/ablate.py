@@ -1,0 +1,217 @@
+"""`dct ablate`: what a model says, and how it scores, with directions projected out of its weights."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dct.cli import options as o
+from dct.cli.steer import (
+    HARMLESS,
+    chosen_names,
+    completions_table,
+    effect_table,
+    literal_or_unseen,
+)
+from dct.cli.terminal import Terminal, command
+from dct.cli.work import harmless_prompts, open_run, unseen_prompts
+from dct.errors import DctError, UsageError
+from dct.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from dct.factors import Factors
+    from dct.model import LanguageModel
+    from dct.ranking import Words
+
+
+@command
+def ablate(
+    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
+    vector: Annotated[list[str] | None, typer.Option("--vector", "-v", help="A vector's number; repeatable.")] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option("--rank", help="A vector by its place in the ranking; repeatable.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="The first so many of the ranking.")] = None,
+    aggregate: Annotated[
+        str | None, typer.Option(help="Ablate their mean or svd; left out, all of them at once.")
+    ] = None,
+    site: Annotated[str, typer.Option(help="source: the vectors V; target: what they cause, U.")] = "source",
+    prompt: o.Prompt = None,
+    prompts: o.Prompts = None,
+    column: o.Column = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Prompts to complete, when none is given literally.")] = 3,
+    positive: o.Positive = "Sure",
+    negative: o.Negative = "Sorry",
+    harmless: o.Harmless = None,
+    system: o.System = None,
+    max_new_tokens: o.MaxNew = 64,
+    save: Annotated[Path | None, typer.Option(help="Write the edited model to this folder.")] = None,
+    seed: o.Seed = 0,
+    model: o.RunModel = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    trust_remote_code: o.Trust = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Project directions out of every matrix that writes into the residual stream; compare before and after."""
+    terminal = Terminal(as_json, quiet)
+    if site not in ("source", "target"):
+        raise UsageError(f"unknown --site {site!r}: choose source or target")
+    opened, factors, lm = open_run(
+        terminal, run, model, force, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    names = chosen_names(opened, vector, rank, top)
+    chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
+    scored = chosen if prompt or prompts else unseen_prompts(terminal, factors.info, None, None, HARMLESS)
+    content = run_ablate(
+        terminal,
+        factors,
+        lm,
+        names,
+        chosen,
+        scored,
+        harmless_prompts(factors.info, harmless, HARMLESS),
+        aggregate=aggregate,
+        site=site,
+        words=(positive, negative),
+        system=system if system is not None else factors.info.get("system"),
+        max_new_tokens=max_new_tokens,
+        save=save,
+        seed=seed,
+    )
+    terminal.result(content)
+
+
+def run_ablate(
+    terminal: Terminal,
+    factors: "Factors",
+    lm: "LanguageModel",
+    names: list[str],
+    prompts: PromptSet,
+    scored: PromptSet,
+    harmless: PromptSet,
+    *,
+    aggregate: str | None = None,
+    site: str = "source",
+    words: tuple[str, str] = ("Sure", "Sorry"),
+    system: str | None = None,
+    max_new_tokens: int = 64,
+    save: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Ablates, shows completions, score, damage and leak before and after, and saves the edited model if asked to."""
+    import torch
+
+    from dct.ablation import ablate as ablated
+    from dct.ablation import leak, orthonormal
+    from dct.calibration import random_directions
+    from dct.generation import complete
+    from dct.ranking import Scorer, chosen
+    from dct.ranking import aggregate as one_for_all
+    from dct.ranking import words as compare
+
+    if save is not None and save.exists() and (save.is_file() or any(save.iterdir())):
+        raise DctError(f"--save {save} exists and is not empty: name a new folder")
+    directions = torch.stack([chosen(factors, name, site) for name in names])
+    if directions.shape[1] != lm.width:
+        raise DctError(f"the {site} side has width {directions.shape[1]} and the model {lm.width}")
+    if aggregate is not None:
+        directions = one_for_all(directions, aggregate)[:1]
+    label = f"{aggregate} of {len(names)}" if aggregate else ", ".join(names[:4]) + ("…" if len(names) > 4 else "")
+    label = f"without {'vector' if site == 'source' else 'output'} {label}"
+    compared: Words = compare(lm, *words, system)
+    for text in compared.notes:
+        terminal.note(text)
+
+    def scorer() -> Scorer:
+        # Nothing is steered here: the slice from layer 0 is simply the whole model.
+        return Scorer(lm, compared, 0, scored.texts, harmless.texts, system)
+
+    def finish() -> list[str]:
+        return complete(lm, lm.encode(prompts.texts, system), max_new_tokens=max_new_tokens)
+
+    probes = lm.encode([*scored.texts, *harmless.texts], system)
+    with terminal.busy("before"):
+        before, texts_before, leak_before = scorer(), finish(), leak(lm, directions, probes)
+    with terminal.busy("ablating"), ablated(lm, directions, fold_norms=save is not None) as done:
+        after, texts_after, leak_after = scorer(), finish(), leak(lm, directions, probes)
+        if save is not None:
+            _save(lm, save, names, aggregate, site)
+    with terminal.busy("random directions"), ablated(lm, random_directions(len(directions), lm.width, seed + 2)):
+        null = scorer().against(before)
+    effect = after.against(before)
+
+    for text, old, new in zip(prompts.texts, texts_before, texts_after, strict=True):
+        terminal.show(completions_table(text, ["unedited", label], [old, new]))
+    rank = len(orthonormal(directions))
+    random = "a random direction" if rank == 1 else f"{rank} random directions"
+    terminal.show(effect_table(before, [(label, effect), (f"without {random}", null)]))
+    how = f"{len(done.edited)} matrices edited" if done.edited else ""
+    if done.projected:
+        how += f"{', ' if how else ''}{len(done.projected)} sites projected while the model runs"
+        terminal.note(
+            f"a norm or unknown part stands between {lm.name}'s matrices and the stream, where a weight edit would "
+            f"not be the projection: the output of {done.projected[0]} and {len(done.projected) - 1} more is projected"
+        )
+    if done.folded:
+        terminal.note(
+            f"the gain of {len(done.folded)} norms between matrices and stream was folded into the directions: nothing "
+            "of them reaches the stream, but the edit is an oblique projection, not the orthogonal one"
+        )
+    rows = [
+        ("edit", f"{how}; rank {rank}"),
+        ("leak", f"largest component written along the directions {leak_before:.3g} → {leak_after:.3g}"),
+    ]
+    if save is not None:
+        rows += [
+            ("saved", f"[bold]{save}[/bold]"),
+            ("next", f"[bold cyan]AutoModelForCausalLM.from_pretrained('{save}')[/bold cyan]"),
+        ]
+    else:
+        rows.append(("next", "[bold cyan]--save DIR[/bold cyan]  writes the edited model"))
+    terminal.summary(label, rows)
+    return {
+        "vectors": names,
+        "aggregate": aggregate,
+        "site": site,
+        "rank": rank,
+        "edited": done.edited,
+        "projected": done.projected,
+        "folded": done.folded,
+        "leak": {"before": leak_before, "after": leak_after},
+        "effects": [
+            {"model": name, "score": e.score, "flipped": e.flipped, "kl": e.kl}
+            for name, e in (("unedited", before.unsteered), (label, effect), ("random", null))
+        ],
+        "completions": [
+            {"prompt": p, "before": old, "after": new}
+            for p, old, new in zip(prompts.texts, texts_before, texts_after, strict=True)
+        ],
+        "saved": str(save) if save is not None else None,
+    }
+
+
+def _save(lm: "LanguageModel", folder: Path, names: list[str], aggregate: str | None, site: str) -> None:
+    """Writes the model as it is now, with its tokenizer, beside its place and renames it when it is whole."""
+    import shutil
+
+    beside = folder.with_name(f".{folder.name}.part")
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, beside, ignore_errors=True)
+        try:
+            lm.model.save_pretrained(beside)
+            lm.tokenizer.save_pretrained(beside)
+            what = {"ablated": names, "aggregate": aggregate, "site": site, "from": lm.name}
+            (beside / "dct.json").write_text(json.dumps(what, indent=1) + "\n")
+            if folder.exists():
+                folder.rmdir()
+            beside.rename(folder)
+        except OSError as error:
+            raise DctError(
+                f"cannot write {folder}: {error.strerror or error}; free some space or choose another --save"
+            ) from error

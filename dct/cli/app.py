@@ -1,0 +1,44 @@
+"""The `dct` application: its commands, and what becomes of an error."""
+
+import typer
+
+from dct.cli.ablate import ablate
+from dct.cli.calibrate import calibrate
+from dct.cli.demo import demo
+from dct.cli.fit import fit
+from dct.cli.models import models
+from dct.cli.organism import app as organism
+from dct.cli.rank import rank
+from dct.cli.steer import steer
+from dct.version import __version__
+
+app = typer.Typer(
+    name="dct",
+    help="Find, rank, steer and ablate the hidden behaviours of a language model, without labels.",
+    epilog="Begin with `dct demo`, or with `dct fit --model qwen --s 10 --t 20`.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (fit, calibrate, rank, steer, ablate, demo, models):
+    app.command()(command)
+app.add_typer(organism, name="organism")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"dct {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Find, rank, steer and ablate the hidden behaviours of a language model, without labels."""
+
+
+def main() -> None:
+    """Entry point of the `dct` command."""
+    app()

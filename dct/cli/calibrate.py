@@ -1,0 +1,103 @@
+"""`dct calibrate`: the steering scale alone, with the curve that it was read from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.bar import Bar
+from rich.table import Table
+
+from dct.aliases import DEMO
+from dct.cli import options as o
+from dct.cli.fit import calibrated
+from dct.cli.terminal import Terminal, command, parse_positions
+from dct.cli.work import fit_prompts, load_model
+
+
+@command
+def calibrate(
+    model: o.Model = DEMO,
+    source: o.Source = None,
+    target: o.Target = None,
+    ratio: o.Ratio = 0.5,
+    prompts: o.Prompts = None,
+    prompt: o.Prompt = None,
+    n: o.Harmful = 8,
+    column: o.Column = None,
+    system: o.System = None,
+    positions: o.Positions = "3",
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    batch: o.Batch = None,
+    seed: o.Seed = 0,
+    layers: o.Layers = "",
+    revision: o.Revision = None,
+    trust_remote_code: o.Trust = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole curve."""
+    import json
+
+    terminal = Terminal(as_json, quiet)
+    chosen = fit_prompts(model, prompts, column, prompt, n)
+    lm = load_model(
+        terminal,
+        model,
+        dtype=dtype,
+        device=device,
+        layers=layers,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    from dct.errors import CalibrationError
+    from dct.factors import write_whole
+    from dct.model import default_layers
+    from dct.slice import Slice
+
+    first, last = default_layers(lm.depth)
+    first = first if source is None else source
+    last = (last if last > first else first + 1) if target is None else target
+    with terminal.busy("running the prompts"):
+        slice_ = Slice(lm, chosen.texts, first, last, parse_positions(positions), system)
+    try:
+        found = calibrated(terminal, slice_, ratio, seed, batch)
+    except CalibrationError as error:
+        terminal.show(_curve(error.curve, ratio, slice_.residual_norm, None))
+        raise
+    content = {
+        "scale": found.scale,
+        "ratio": found.ratio,
+        "lambda": ratio,
+        "residual_norm": slice_.residual_norm,
+        "source": first,
+        "target": last,
+        "curve": found.curve,
+    }
+    if out is not None:
+        write_whole(out, (json.dumps(content, indent=1) + "\n").encode())
+    terminal.show(_curve(found.curve, ratio, slice_.residual_norm, found.scale))
+    terminal.summary(
+        f"scale R = {found.scale:.4g} for layers {first} → {last}",
+        [
+            ("ratio", f"{found.ratio:.4g} (λ = {ratio:g})"),
+            ("residual", f"R is {found.scale / slice_.residual_norm:.2f} × the median norm {slice_.residual_norm:.4g}"),
+            ("next", f"[bold cyan]dct fit --s {first} --t {last} --scale {found.scale:.4g}[/bold cyan]"),
+        ],
+    )
+    terminal.result(content)
+
+
+def _curve(curve: list[tuple[float, float]], ratio: float, norm: float, chosen: float | None) -> Table:
+    table = Table(title="non-linearity ratio by scale", title_justify="left", box=None, pad_edge=False)
+    for heading in ("scale", "× residual", "ratio"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    top = max([value for _, value in curve], default=1.0)
+    for scale, value in curve:
+        here = scale == chosen
+        bar = Bar(top, 0, value, width=40, color="green" if here else "cyan" if value <= ratio else "blue")
+        table.add_row(f"{scale:.4g}", f"{scale / norm:.2f}", f"{value:.4f}", bar, style="bold green" if here else None)
+    return table

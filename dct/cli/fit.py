@@ -1,0 +1,370 @@
+"""`dct fit`: calibrate, fit and save."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dct.aliases import DEMO
+from dct.cli import options as o
+from dct.cli.terminal import Terminal, command, parse_positions, sparkline
+from dct.cli.work import (
+    fit_prompts,
+    human_bytes,
+    load_model,
+    peak_memory,
+    provenance,
+    short_name,
+)
+from dct.errors import DctError
+
+if TYPE_CHECKING:
+    from dct.calibration import Calibration
+    from dct.factors import Factors
+    from dct.fitting import State
+    from dct.runs import Run
+    from dct.slice import Slice
+
+
+@command
+def fit(
+    model: o.Model = DEMO,
+    source: o.Source = None,
+    target: o.Target = None,
+    method: Annotated[
+        str, typer.Option(help="exponential, quadratic, linear, linear-projected or linear-randomized.")
+    ] = "exponential",
+    factors: Annotated[
+        int | None, typer.Option(min=1, help="Factors to learn.", show_default="512, or the model's width")
+    ] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Of the exponential and quadratic fits.")] = 10,
+    ratio: o.Ratio = 0.5,
+    scale: o.Scale = None,
+    prompts: o.Prompts = None,
+    prompt: o.Prompt = None,
+    n: o.Harmful = 8,
+    column: o.Column = None,
+    system: o.System = None,
+    positions: o.Positions = "3",
+    orthogonalize: Annotated[str, typer.Option(help="qr, soft (for more factors than dimensions) or none.")] = "qr",
+    start: Annotated[str, typer.Option(help="projected or random.")] = "projected",
+    d_proj: Annotated[int, typer.Option(min=1, help="Random output directions of the projected start.")] = 32,
+    beta: Annotated[float, typer.Option(help="Share of the new factor in each update.")] = 1.0,
+    tolerance: Annotated[float, typer.Option(help="Stop once V changes by less.")] = 0.0,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    batch: o.Batch = None,
+    seed: o.Seed = 0,
+    layers: o.Layers = "",
+    revision: o.Revision = None,
+    trust_remote_code: o.Trust = False,
+    out: o.Out = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted fit: that in --out, or the newest.")
+    ] = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Fit a deep causal transcoder: find steering vectors V and what they cause, U.
+
+    Loads the model, calibrates the scale R, fits, and saves a run folder that `dct rank` goes on from.
+    """
+    terminal = Terminal(as_json, quiet)
+    if resume:
+        recipe = resume_recipe(out)
+    else:
+        recipe = Recipe(
+            model=model,
+            loading={
+                "dtype": dtype,
+                "device": device,
+                "layers": layers,
+                "revision": revision,
+                "trust_remote_code": trust_remote_code,
+            },
+            source=source,
+            target=target,
+            prompts=prompts,
+            literal=prompt or [],
+            n=n,
+            column=column,
+            system=system,
+            positions=parse_positions(positions),
+            ratio=ratio,
+            scale=scale,
+            options={
+                "method": method,
+                "factors": factors,
+                "iterations": iterations,
+                "orthogonalize": orthogonalize,
+                "start": start,
+                "d_proj": d_proj,
+                "beta": beta,
+                "tolerance": tolerance,
+                "seed": seed,
+            },
+            batch=batch,
+            out=out,
+            force=force,
+        )
+    run, found = run_fit(terminal, recipe)
+    terminal.result({"run": str(run.folder), "factors": len(found), "scale": found.scale, "info": found.info})
+
+
+@dataclass
+class Recipe:
+    """Everything that decides a fit, as the user gave it."""
+
+    model: str
+    loading: dict[str, Any]
+    source: int | None
+    target: int | None
+    prompts: str | None
+    literal: list[str]
+    n: int | None
+    column: str | None
+    system: str | None
+    positions: Any
+    ratio: float
+    scale: float | None
+    options: dict[str, Any]
+    batch: int | None
+    out: Path | None
+    force: bool = False
+    interrupted: "Interrupted | None" = None
+
+
+@dataclass
+class Interrupted:
+    """A fit that was cut short: its run, where it stood, and what had been decided."""
+
+    run: "Run"
+    state: "State"
+    config: dict[str, Any]
+
+
+def resume_recipe(out: Path | None) -> Recipe:
+    """The recipe of an interrupted fit, from its state file.
+
+    Raises:
+        DctError: there is no interrupted fit, or its state is damaged.
+    """
+    from dct.runs import STATE, find_run
+
+    run = find_run(out, STATE)
+    state, config = run.load_state()
+    options = {
+        k: config["options"][k]
+        for k in ["method", "factors", "iterations", "orthogonalize", "start", "d_proj", "beta", "tolerance", "seed"]
+    }
+    return Recipe(
+        model=config["model"],
+        loading=config["loading"],
+        source=config["source"],
+        target=config["target"],
+        prompts=None,
+        literal=config["prompts"],
+        n=None,
+        column=config["column"],
+        system=config["system"],
+        positions=config["positions"],
+        ratio=config["lambda"] or 0.5,
+        scale=config["scale"],
+        options=options,
+        batch=config["batch"],
+        out=run.folder,
+        interrupted=Interrupted(run, state, config),
+    )
+
+
+def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
+    """Calibrates, fits and saves; shows what was learned."""
+    if recipe.source is not None and recipe.target is not None:
+        from dct.model import check_layers
+
+        check_layers(recipe.source, recipe.target)  # before the minutes that loading may take
+    chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
+    lm = load_model(terminal, recipe.model, **recipe.loading)
+
+    from dct.fitting import fit as fit_map
+    from dct.model import default_layers
+    from dct.runs import new_run
+    from dct.slice import Slice
+
+    began = time.monotonic()
+    source, target = _layers(recipe, default_layers(lm.depth))
+    with terminal.busy("running the prompts"):
+        slice_ = Slice(lm, chosen.texts, source, target, recipe.positions, recipe.system)
+    _describe(terminal, slice_, len(chosen))
+    options = dict(recipe.options)
+    if options["factors"] is None:
+        options["factors"] = min(512, slice_.dim)
+    method = options["method"]
+    interrupted = recipe.interrupted
+    run = (
+        interrupted.run
+        if interrupted
+        else new_run(recipe.out, f"{short_name(recipe.model)}-{method}-{source}-{target}")
+    )
+    if not interrupted:
+        _refuse_overwriting(run, recipe.force)
+    config = {
+        **provenance(lm, chosen),
+        "loading": recipe.loading,
+        "source": source,
+        "target": target,
+        "method": method,
+        "positions": recipe.positions,
+        "system": recipe.system,
+        "column": recipe.column,
+        "seed": options["seed"],
+        "tokens": slice_.tokens,
+        "residual_norm": slice_.residual_norm,
+        "lambda": None,
+        "calibration": None,
+    }
+    if interrupted:
+        _same_weights(interrupted, config)
+        scale = float(interrupted.config["scale"])
+        for key in ("lambda", "calibration", "prompts_origin"):
+            config[key] = interrupted.config[key]
+        terminal.note(f"going on after iteration {interrupted.state.iteration} of {options['iterations']}")
+    elif recipe.scale is not None:
+        scale = recipe.scale
+    else:
+        found = calibrated(terminal, slice_, recipe.ratio, options["seed"], recipe.batch)
+        scale = found.scale
+        config |= {"lambda": recipe.ratio, "calibration": {"ratio": found.ratio, "curve": found.curve}}
+    saved = {**config, "options": options, "batch": recipe.batch, "scale": scale}
+
+    try:
+        with terminal.progress(f"fitting {options['factors']} factors") as advance:
+            factors = fit_map(
+                slice_,
+                slice_.dim,
+                scale=scale,
+                batch=recipe.batch,
+                resume=interrupted.state if interrupted else None,
+                checkpoint=lambda state: run.save_state(state, saved),
+                progress=advance,
+                **options,
+            )
+    except KeyboardInterrupt:
+        if run.state.exists():
+            raise DctError(
+                f"interrupted; every finished iteration is kept: go on with `dct fit --resume --out {run.folder}`"
+            ) from None
+        raise
+    if factors.objective.numel() and not bool(factors.objective.isfinite().all()):
+        raise DctError("the objective is not finite: lower --scale")
+    seconds = round(time.monotonic() - began, 2)
+    factors.info = {**config, **factors.info, "seconds": seconds, "peak_memory": peak_memory(lm.device)}
+    run.save_factors(factors)
+    _show(terminal, run, factors)
+    return run, factors
+
+
+def _layers(recipe: Recipe, default: tuple[int, int]) -> tuple[int, int]:
+    """Source and target; one that was left out follows from the other by the default distance."""
+    source, target = recipe.source, recipe.target
+    distance = default[1] - default[0]
+    if source is None:
+        source = default[0] if target is None or target > default[0] else max(0, target - distance)
+    if target is None:
+        target = default[1] if default[1] > source else source + distance
+    return source, target
+
+
+def _describe(terminal: Terminal, slice_: "Slice", prompts: int) -> None:
+    how = f"packed into {slice_.tokens} tokens" if slice_.packed else f"{slice_.tokens} tokens, one prompt at a time"
+    terminal.note(
+        f"slice {slice_.source} to {slice_.target}: {prompts} prompt{'s' * (prompts != 1)}, {how}; "
+        f"median residual norm {slice_.residual_norm:.4g}"
+    )
+
+
+def _refuse_overwriting(run: "Run", force: bool) -> None:
+    if force:
+        return
+    if run.factors.exists():
+        raise DctError(f"{run.folder} already holds factors: choose another --out, or --force to overwrite them")
+    if run.state.exists():
+        raise DctError(f"{run.folder} holds an interrupted fit: go on with --resume, or --force to start over")
+
+
+def _same_weights(interrupted: Interrupted, config: dict[str, Any]) -> None:
+    if interrupted.config["fingerprint"] != config["fingerprint"]:
+        raise DctError(f"the weights of {config['model']} have changed since the fit was interrupted: start over")
+
+
+def calibrated(terminal: Terminal, slice_: "Slice", ratio: float, seed: int, batch: int | None) -> "Calibration":
+    """The calibrated scale, with a progress bar."""
+    from dct.calibration import calibrate
+
+    done = 0
+    with terminal.progress("calibrating") as advance:
+
+        def on_rows(rows: int) -> None:
+            nonlocal done
+            done += rows
+            advance("", done, max(done, 300))  # about ten points of the curve
+
+        found = calibrate(slice_, slice_.dim, ratio, seed=seed, batch=batch, on_rows=on_rows)
+    times = found.scale / slice_.residual_norm
+    terminal.note(
+        f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm (lambda {ratio:g}, "
+        f"{len(found.curve)} points)"
+    )
+    if times > 3:
+        terminal.warn(
+            f"R is {times:.1f} times the residual norm: vectors of that size drown what the model was thinking; "
+            "try a smaller --lambda, or a --scale near the residual norm"
+        )
+    return found
+
+
+def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
+    info = factors.info
+    rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
+    if info["lambda"] is not None:
+        rows[0] = ("scale R", f"{rows[0][1]} (λ = {info['lambda']:g})")
+    if len(factors.objective):
+        causal, change = factors.objective[:, 0].tolist(), float(factors.objective[-1, 2])
+        rows.append(
+            (
+                "objective",
+                f"[cyan]{sparkline(causal)}[/cyan]  causal importance {causal[0]:.4g} → {causal[-1]:.4g} in "
+                f"{len(causal)} iterations; the last changed V by {change:.2g}",
+            )
+        )
+    if "response" in info:
+        (middle, best), (usual, most) = info["response"], info["random_response"]
+        rows.append(
+            (
+                "response",
+                f"strongest {best / usual:.3g} ×, median {middle / usual:.3g} × a random direction's; "
+                f"{info['above_random']} of {len(factors)} above the strongest of 30 random ({most / usual:.3g} ×)",
+            )
+        )
+    if "informative" in info and info["informative"] < info["factors"]:
+        rows.append(
+            (
+                "factors",
+                f"{info['informative']} of {info['factors']} asked for: the rest would be directions that "
+                "this fit knows nothing about",
+            )
+        )
+    rows += [
+        ("took", f"{info['seconds']:.3g} s, peak memory {human_bytes(info['peak_memory'])}"),
+        ("saved", f"[bold]{run.factors}[/bold]"),
+        ("next", "[bold cyan]dct rank[/bold cyan]  scores every vector against random ones"),
+    ]
+    title = (
+        f"{len(factors)} {info['method']} factors of {short_name(info['model'])}, "
+        f"layers {info['source']} → {info['target']}"
+    )
+    terminal.summary(title, rows)

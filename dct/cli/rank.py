@@ -1,0 +1,157 @@
+"""`dct rank`: score every vector of a run, beside its baselines."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dct.cli import options as o
+from dct.cli.terminal import Terminal, command
+from dct.cli.work import harmless_prompts, open_run, unseen_prompts
+from dct.prompts import PromptSet, fingerprint
+
+if TYPE_CHECKING:
+    from dct.factors import Factors
+    from dct.model import LanguageModel
+    from dct.ranking import Effect, Ranking
+    from dct.runs import Run
+
+
+@command
+def rank(
+    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
+    model: o.RunModel = None,
+    positive: o.Positive = "Sure",
+    negative: o.Negative = "Sorry",
+    prompts: o.Prompts = None,
+    column: o.Column = None,
+    harmless: o.Harmless = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Prompts of each set, beyond those of the fit.")] = 16,
+    by: Annotated[str, typer.Option(help="score, alpha or kl.")] = "score",
+    top: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 10,
+    scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the fitted R.")] = 1.0,
+    system: o.System = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    seed: o.Seed = 0,
+    trust_remote_code: o.Trust = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Rank the vectors of a run by how far each moves "Sure" above "Sorry", with the damage each does.
+
+    Scored on prompts that the fit did not see, against the unsteered model, as many random vectors and the
+    supervised difference of means.
+    """
+    terminal = Terminal(as_json, quiet)
+    opened, factors, lm = open_run(
+        terminal, run, model, force, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    scored = unseen_prompts(terminal, factors.info, prompts, column, n)
+    mild = harmless_prompts(factors.info, harmless, n)
+    content = run_rank(
+        terminal,
+        opened,
+        factors,
+        lm,
+        scored,
+        mild,
+        top=top,
+        positive=positive,
+        negative=negative,
+        by=by,
+        scale=factors.scale * scale,
+        system=system,
+        seed=seed,
+    )
+    terminal.result(content)
+
+
+def run_rank(
+    terminal: Terminal,
+    run: "Run",
+    factors: "Factors",
+    lm: "LanguageModel",
+    prompts: PromptSet,
+    harmless: PromptSet,
+    *,
+    top: int = 10,
+    **options: Any,
+) -> dict[str, Any]:
+    """Ranks, shows the table and writes `rank.json`; returns its content."""
+    from dct.ranking import candidates
+    from dct.ranking import rank as rank_vectors
+
+    done, total = 0, 2 * len(candidates(factors)[0]) + 1
+    with terminal.progress("ranking") as advance:
+
+        def on_rows(rows: int) -> None:
+            nonlocal done
+            done += rows
+            advance("" if done <= total // 2 else "random vectors", done, total)
+
+        ranking = rank_vectors(lm, factors, prompts.texts, harmless.texts, on_rows=on_rows, **options)
+    content = {
+        **asdict(ranking),
+        "by": options.get("by", "score"),
+        "prompts_origin": prompts.origin,
+        "prompts_hash": fingerprint(prompts.texts),
+        "harmless_hash": fingerprint(harmless.texts),
+    }
+    run.save_ranking(content)
+    for text in ranking.words.notes:
+        terminal.note(text)
+    terminal.show(_table(ranking, top))
+    best = ranking.vectors[0]
+    gain = best.effect.score - ranking.unsteered.score
+    null = ranking.random_best.score - ranking.unsteered.score
+    verdict = f"vector {best.vector} moves the score by {gain:+.3g}, the best of as many random vectors by {null:+.3g}"
+    if gain <= null:
+        verdict += " [yellow](no better than chance: try more factors, another slice or --scale)[/yellow]"
+    terminal.summary(
+        f"{len(ranking.vectors)} vectors ranked on {len(prompts)} prompts",
+        [
+            ("best", verdict),
+            ("saved", f"[bold]{run.ranking}[/bold]"),
+            (
+                "next",
+                '[bold cyan]dct steer --rank 1 --prompt "..."[/bold cyan]  or  '
+                "[bold cyan]dct ablate --top 32 --aggregate mean[/bold cyan]",
+            ),
+        ],
+    )
+    return content
+
+
+def _table(ranking: "Ranking", top: int) -> Table:
+    w = ranking.words
+    table = Table(
+        title=f"logit({w.shown_positive}) − logit({w.shown_negative}) after the prompt, R = {ranking.scale:.4g}",
+        title_justify="left",
+        header_style="bold",
+    )
+    for heading in ("rank", "vector", "score", "change", "flipped", "damage (KL)", "alpha"):
+        table.add_column(heading, justify="right")
+
+    def row(rank: str, name: str, effect: "Effect", alpha: str, style: str = "") -> None:
+        change = effect.score - ranking.unsteered.score
+        kl = "–" if effect.kl is None else f"{effect.kl:.3f}"
+        table.add_row(
+            rank, name, f"{effect.score:.2f}", f"{change:+.2f}", f"{effect.flipped:.0%}", kl, alpha, style=style
+        )
+
+    for place, ranked in enumerate(ranking.vectors[:top], start=1):
+        row(str(place), ranked.vector, ranked.effect, f"{ranked.alpha:.3g}")
+    if len(ranking.vectors) > top:
+        table.add_row("…", f"({len(ranking.vectors) - top} more)", style="dim")
+    table.add_section()
+    row("", "unsteered", ranking.unsteered, "", "dim")
+    row("", "random, mean", ranking.random_mean, "", "dim")
+    row("", "random, best", ranking.random_best, "", "dim")
+    if ranking.supervised is not None:
+        row("", "supervised", ranking.supervised, "", "dim")
+    return table

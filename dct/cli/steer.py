@@ -1,0 +1,271 @@
+"""`dct steer`: what a model says with a vector added, beside what it says without."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from dct.cli import options as o
+from dct.cli.terminal import Terminal, command
+from dct.cli.work import harmless_prompts, open_run, unseen_prompts
+from dct.errors import DctError, UsageError
+from dct.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dct.factors import Factors
+    from dct.generation import OnToken
+    from dct.model import LanguageModel
+    from dct.ranking import Effect, Scorer
+    from dct.runs import Run
+
+HARMLESS = 16
+"""Harmless prompts on which the damage of a vector is measured."""
+
+
+@command
+def steer(
+    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
+    vector: Annotated[
+        list[str] | None, typer.Option("--vector", "-v", help="A vector's number, -17 for its opposite; repeatable.")
+    ] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option("--rank", help="A vector by its place in the ranking; repeatable.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="The first so many of the ranking.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="Steer with their mean or svd instead.")] = None,
+    prompt: o.Prompt = None,
+    prompts: o.Prompts = None,
+    column: o.Column = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Prompts, when none is given literally.")] = 3,
+    scale: Annotated[float, typer.Option(help="Multiplies the fitted R.")] = 1.0,
+    positive: o.Positive = "Sure",
+    negative: o.Negative = "Sorry",
+    harmless: o.Harmless = None,
+    system: o.System = None,
+    max_new_tokens: o.MaxNew = 64,
+    temperature: o.Temperature = 0.0,
+    seed: o.Seed = 0,
+    model: o.RunModel = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    trust_remote_code: o.Trust = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the completions to this JSONL file.")] = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Complete prompts with vectors added to the residual stream, beside the unsteered model.
+
+    The vector R v is added at the source layer, at every token of the prompt and of the completion.
+    """
+    terminal = Terminal(as_json, quiet)
+    opened, factors, lm = open_run(
+        terminal, run, model, force, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    names = chosen_names(opened, vector, rank, top)
+    chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
+    content = run_steer(
+        terminal,
+        factors,
+        lm,
+        names,
+        chosen,
+        harmless_prompts(factors.info, harmless, HARMLESS),
+        aggregate=aggregate,
+        scale=scale,
+        words=(positive, negative),
+        system=system if system is not None else factors.info.get("system"),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    if out is not None:
+        from dct.factors import write_whole
+
+        write_whole(out, "".join(json.dumps(c) + "\n" for c in content["completions"]).encode())
+        terminal.note(f"written to {out}")
+    terminal.result(content)
+
+
+def chosen_names(
+    run: "Run", vector: list[str] | None, rank: list[int] | None, top: int | None, *, default: bool = True
+) -> list[str]:
+    """The vectors that a command was asked for, by number, by rank, or the best of the ranking when by neither.
+
+    Raises:
+        DctError: the run has not been ranked, or has fewer vectors than asked for.
+    """
+    names = list(vector or [])
+    places = list(rank or []) + list(range(1, (top or 0) + 1))
+    if not names and not places and default:
+        if not run.ranking.exists():
+            raise UsageError("say which vector: --vector 17, or rank the run first and use --rank 1")
+        places = [1]
+    if places:
+        ranked = [str(v["vector"]) for v in run.load_ranking()["vectors"]]
+        for place in places:
+            if not 1 <= place <= len(ranked):
+                raise DctError(f"rank {place} is out of range: the ranking holds 1 to {len(ranked)}")
+            names.append(ranked[place - 1])
+    return list(dict.fromkeys(names))
+
+
+def literal_or_unseen(
+    terminal: Terminal,
+    info: dict[str, Any],
+    literal: list[str] | None,
+    origin: str | None,
+    column: str | None,
+    n: int,
+) -> PromptSet:
+    """The prompts given literally, or the first n that the fit did not see."""
+    if literal and origin is None:
+        return PromptSet(tuple(literal), origin="--prompt")
+    rest = unseen_prompts(terminal, info, origin, column, n)
+    return PromptSet(tuple(literal or ()) + rest.texts, origin=rest.origin)
+
+
+def run_steer(
+    terminal: Terminal,
+    factors: "Factors",
+    lm: "LanguageModel",
+    names: list[str],
+    prompts: PromptSet,
+    harmless: PromptSet,
+    *,
+    aggregate: str | None = None,
+    scale: float = 1.0,
+    words: tuple[str, str] = ("Sure", "Sorry"),
+    system: str | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Streams completions, prompt by prompt, and shows each vector's effect and damage beside a random one's."""
+    import torch
+
+    from dct.calibration import random_directions
+    from dct.generation import complete
+    from dct.ranking import Scorer, chosen
+    from dct.ranking import words as compare
+
+    layer = int(factors.info["source"])
+    R = factors.scale * scale
+    directions = torch.stack([chosen(factors, name) for name in names])
+    scorer = Scorer(lm, compare(lm, *words, system), layer, prompts.texts, harmless.texts, system)
+    for text in scorer.words.notes:
+        terminal.note(text)
+    labels = [f"vector {name}" for name in names]
+    if aggregate is not None:
+        labels, directions = _aggregated(scorer, directions, aggregate, R, names)
+    steered = R * directions
+    effects = scorer.effects(steered)
+    null = scorer.effects(R * random_directions(1, lm.width, seed + 2))[0]
+
+    vectors = torch.cat([torch.zeros(1, lm.width), steered]).to(lm.device)
+    columns = ["unsteered", *labels]
+    completions = []
+    for text in prompts.texts:
+        ids = lm.encode([text], system) * len(columns)
+        with _growing(terminal, text, columns) as grow:
+            rows = complete(
+                lm,
+                ids,
+                vectors,
+                layer,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                on_token=grow,
+            )
+        terminal.show(completions_table(text, columns, rows))
+        completions += [
+            {"prompt": text, "vector": name, "scale": 0.0 if k == 0 else R, "completion": row}
+            for k, (name, row) in enumerate(zip(columns, rows, strict=True))
+        ]
+    terminal.show(effect_table(scorer, [*zip(labels, effects, strict=True), ("a random vector", null)]))
+    return {
+        "layer": layer,
+        "scale": R,
+        "effects": [
+            {"vector": label, "score": e.score, "flipped": e.flipped, "kl": e.kl}
+            for label, e in [
+                ("unsteered", scorer.unsteered),
+                *zip(labels, effects, strict=True),
+                ("random", null),
+            ]
+        ],
+        "completions": completions,
+    }
+
+
+@contextmanager
+def _growing(terminal: Terminal, prompt: str, names: list[str]) -> "Iterator[OnToken | None]":
+    """A table that grows with the completions on a terminal, and makes room for the finished one."""
+    if terminal.quiet or not terminal.console.is_terminal:
+        yield None
+        return
+    rows = [""] * len(names)
+    with Live(console=terminal.console, auto_refresh=False, transient=True) as live:
+
+        def grow(row: int, so_far: str) -> None:
+            rows[row] = so_far
+            live.update(completions_table(prompt, names, rows), refresh=True)
+
+        yield grow
+
+
+def _aggregated(
+    scorer: "Scorer", directions: "Tensor", how: str, R: float, names: list[str]
+) -> tuple[list[str], "Tensor"]:
+    """One direction for all that were chosen; of the two senses of an SVD direction, the one that scores higher."""
+    from dct.ranking import aggregate
+
+    found = aggregate(directions, how)
+    scores = [e.score for e in scorer.effects(R * found)]
+    best = max(range(len(found)), key=lambda k: scores[k])
+    return [f"{how} of {len(names)} vectors"], found[best : best + 1]
+
+
+def effect_table(scorer: "Scorer", effects: list[tuple[str, "Effect"]]) -> Table:
+    """Effect and damage of each, the unsteered model first."""
+    w = scorer.words
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for heading in (f"{w.shown_positive} − {w.shown_negative}", "flipped", "damage (KL)"):
+        table.add_column(heading, justify="right")
+    for name, effect in [("unsteered", scorer.unsteered), *effects]:
+        kl = "–" if effect.kl is None else f"{effect.kl:.3f}"
+        table.add_row(name, f"{effect.score:+.2f}", f"{effect.flipped:.0%}", kl)
+    return table
+
+
+def completions_table(prompt: str, names: list[str], texts: list[str]) -> Table:
+    """Completions of a prompt, the untouched model's first: side by side, or one below the other if they are many."""
+    table = _frame(prompt)
+    if len(names) <= 3:
+        for k, name in enumerate(names):
+            table.add_column(name, ratio=1, style="dim" if k == 0 else "", overflow="fold")
+        table.add_row(*(Text(text) for text in texts))
+        return table
+    table.add_column("", no_wrap=True)
+    table.add_column("completion", ratio=1, overflow="fold")
+    for k, (name, text) in enumerate(zip(names, texts, strict=True)):
+        table.add_row(name, Text(text), style="dim" if k == 0 else "")
+    return table
+
+
+def _frame(prompt: str) -> Table:
+    return Table(
+        title=f"[bold]{escape(prompt)}[/bold]", title_justify="left", expand=True, show_lines=True, header_style="bold"
+    )
