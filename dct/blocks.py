@@ -16,6 +16,7 @@ import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
@@ -160,12 +161,43 @@ def _put_back(block: nn.Module, forward: Any) -> None:
         block.forward = forward
 
 
+class _PlainLayerNorm(TorchFunctionMode):
+    """Layer norm in elementary operations, wherever a model calls torch's.
+
+    The forward-mode formula of torch's own takes the saved mean and deviation for constants, so that differentiating
+    it again leaves terms out.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.layer_norm:
+            return _layer_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002 (torch's own name)
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    wide = input.to(torch.promote_types(input.dtype, torch.float32))
+    centred = wide - wide.mean(axes, keepdim=True)
+    normal = (centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)).to(input.dtype)
+    normal = normal if weight is None else normal * weight
+    return normal if bias is None else normal + bias
+
+
 @contextmanager
 def _differentiable(lm: LanguageModel) -> Iterator[None]:
     """Kernels that have forward-mode and second derivatives, while such a derivative is being taken.
 
-    torch's fused attention and grouped expert products have none. They stay on for values and gradients, where they
-    are faster. Reverse mode twice (create_graph=True) cannot be seen from here: wrap such a call in
+    torch's fused attention and grouped expert products have none, and its layer norm has a wrong second derivative
+    behind a forward-mode one. All of them stay on for values and gradients, where they are faster. Reverse mode twice
+    (create_graph=True) cannot be seen from here: wrap such a call in
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     """
     if forward_ad._current_level < 0:
@@ -174,7 +206,7 @@ def _differentiable(lm: LanguageModel) -> Iterator[None]:
     experts = getattr(lm.model.config, "_experts_implementation", None)
     # Only models with experts have a choice to make, and only it must be put back.
     choose = isinstance(experts, str) and experts != "eager" and lm.model._can_set_experts_implementation()
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), _PlainLayerNorm():
         if choose:
             lm.model.set_experts_implementation("eager")
         try:

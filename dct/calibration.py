@@ -1,7 +1,7 @@
 """The scale R at which the response to a steering vector is nonlinear enough. A pure function of a map."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,9 @@ from dct.errors import CalibrationError, UsageError
 
 DOUBLINGS = 24
 """Doublings of the scale in either direction before the search gives up."""
+
+DEFAULT_LAMBDA = 0.5
+"""The post's lambda, which served it on several 7B models at ten blocks between source and target."""
 
 FLAT = 1e-3
 """The curve has saturated when a doubling moves it by less than this fraction, three times in a row."""
@@ -26,22 +29,25 @@ class Calibration:
         ratio: the non-linearity ratio measured at R.
         target: lambda, the ratio that was asked for.
         curve: every (scale, ratio) pair that was measured, by ascending scale.
+        limited: the scale is the limit that was set, where the ratio is still below lambda.
     """
 
     scale: float
     ratio: float
     target: float
     curve: list[tuple[float, float]]
+    limited: bool = False
 
 
 def calibrate(
     f: Map,
     dim: int,
-    ratio: float = 0.5,
+    ratio: float = DEFAULT_LAMBDA,
     *,
     directions: int = 30,
     seed: int = 0,
     guess: float | None = None,
+    limit: float | None = None,
     tolerance: float = 1e-3,
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
@@ -62,6 +68,9 @@ def calibrate(
         ratio: lambda.
         directions: number of random unit directions w.
         guess: where to start; left out, the map's own `residual_norm` (or 1).
+        limit: the largest scale worth having. Where the ratio is still below lambda there, it is the result: noise-
+            stable models (small ones above all) saturate below any given lambda, or reach it only where the vector
+            is many times the stream that it is added to.
         tolerance: relative accuracy of the ratio at the solution.
         batch, dtype, device, on_rows: as in `Derivatives`.
 
@@ -72,22 +81,49 @@ def calibrate(
     if not 0 < ratio < math.inf:
         raise UsageError(f"lambda must be positive, got {ratio}")
     d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
-    w = random_directions(directions, dim, seed).to(d.device, dtype)
-    linear = d.jvp(w)
-    norms = linear.norm(dim=1)
-    if not bool((norms > 0).all()):
-        raise CalibrationError("the map has no linear part along some random direction: give --scale yourself", [])
-    measured: dict[float, float] = {}
-
-    def measure(scale: float) -> float:
-        if scale not in measured:
-            gap = (d.value(scale * w) - scale * linear).norm(dim=1) / (scale * norms)
-            measured[scale] = float(gap.square().mean().sqrt())
-        return measured[scale]
-
-    low, high = _bracket(measure, ratio, guess if guess is not None else float(getattr(f, "residual_norm", 1.0)))
+    measure = _Ratio(d, directions, seed)
+    measured = measure.measured
+    if limit is not None and measure(limit) < ratio:
+        return Calibration(limit, measure(limit), ratio, sorted(measured.items()), limited=True)
+    start = guess if guess is not None else limit if limit is not None else float(getattr(f, "residual_norm", 1.0))
+    low, high = _bracket(measure, ratio, start)
     scale = _illinois(measure, ratio, low, high, tolerance)
     return Calibration(scale, measure(scale), ratio, sorted(measured.items()))
+
+
+def nonlinearity(
+    f: Map,
+    dim: int,
+    scales: Sequence[float],
+    *,
+    directions: int = 30,
+    seed: int = 0,
+    batch: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> list[tuple[float, float]]:
+    """The curve of ratio(R), as defined in `calibrate`, at given scales."""
+    measure = _Ratio(Derivatives(f, dim, batch=batch, dtype=dtype, device=device), directions, seed)
+    return [(scale, measure(scale)) for scale in scales]
+
+
+class _Ratio:
+    """ratio(R), measured once for each scale."""
+
+    def __init__(self, d: Derivatives, directions: int, seed: int) -> None:
+        self.d = d
+        self.w = random_directions(directions, d.dim, seed).to(d.device, d.dtype)
+        self.linear = d.jvp(self.w)
+        self.norms = self.linear.norm(dim=1)
+        if not bool((self.norms > 0).all()):
+            raise CalibrationError("the map has no linear part along some random direction: give --scale yourself", [])
+        self.measured: dict[float, float] = {}
+
+    def __call__(self, scale: float) -> float:
+        if scale not in self.measured:
+            gap = self.d.value(scale * self.w) - scale * self.linear
+            self.measured[scale] = float((gap.norm(dim=1) / (scale * self.norms)).square().mean().sqrt())
+        return self.measured[scale]
 
 
 def random_directions(count: int, dim: int, seed: int) -> Tensor:

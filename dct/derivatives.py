@@ -6,7 +6,7 @@ output index i; neither is ever materialised by what is below. Knows nothing of 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,12 +14,8 @@ from torch import Tensor
 
 from dct.errors import DctError, NonFiniteError
 
-
-class Map(Protocol):
-    """A differentiable map that treats each row of its input by itself; f(0) = 0."""
-
-    def __call__(self, theta: Tensor, /) -> Tensor: ...
-
+Map = Callable[[Tensor], Tensor]
+"""A differentiable map (batch, dim) -> (batch, dim_out) that treats each row by itself; f(0) = 0."""
 
 Rows = Callable[[int], None]
 """Called with the number of rows that have just gone through the map."""
@@ -74,8 +70,7 @@ class Derivatives:
         """J v, by forward mode."""
 
         def rows(v: Tensor) -> tuple[Tensor]:
-            with torch.no_grad():
-                return (self._along(v)(torch.zeros_like(v)),)
+            return (self._along(v)(torch.zeros_like(v)).detach(),)
 
         return self._batched(rows, v)[0]
 
@@ -106,8 +101,7 @@ class Derivatives:
         """T2(., v, v): the second derivative of f(eps v) at eps = 0, by forward mode in forward mode."""
 
         def rows(v: Tensor) -> tuple[Tensor]:
-            with torch.no_grad():
-                return (torch.func.jvp(self._along(v), (torch.zeros_like(v),), (v,))[1],)
+            return (torch.func.jvp(self._along(v), (torch.zeros_like(v),), (v,))[1].detach(),)
 
         return self._batched(rows, v)[0]
 
@@ -129,7 +123,9 @@ class Derivatives:
         """theta -> df(theta)[v]."""
 
         def slope(theta: Tensor) -> Tensor:
-            derivative: Tensor = torch.func.jvp(self.f, (theta,), (v,))[1]
+            # Gradient mode decides whether torch takes formulas (silu's, for one) that can be differentiated again.
+            with torch.enable_grad():
+                derivative: Tensor = torch.func.jvp(self.f, (theta,), (v,))[1]
             return derivative
 
         return slope

@@ -80,7 +80,7 @@ def fit(
         method: `exponential` (orthogonalised gradient iteration), `quadratic` (symmetric orthogonalised ALS on T2),
             `linear` (SVD of J), `linear-projected` (SVD of W J), `linear-randomized` (randomized SVD of J).
         factors: m; left out, the smaller of 512 and d. A linear fit returns no more than J has directions.
-        scale: R; left out, calibrated at lambda = 0.5.
+        scale: R; left out, calibrated at lambda = 0.5, but not above the map's `residual_norm` where it has one.
         iterations: of the iterative fits.
         orthogonalize: `qr` (m <= d), `soft` (m may exceed d) or `none`, before each iteration.
         beta: share of the new factor in each update; 1 replaces the old one.
@@ -117,7 +117,8 @@ def fit(
     if m > dim and method in ITERATIVE and orthogonalize == "qr":
         raise UsageError(f"qr orthogonalises at most {dim} factors, asked for {m}: pass --orthogonalize soft")
     if scale is None:
-        scale = calibrate(f, dim, seed=seed, batch=batch, dtype=dtype, device=device).scale
+        limit = getattr(f, "residual_norm", None)
+        scale = calibrate(f, dim, limit=limit, seed=seed, batch=batch, dtype=dtype, device=device).scale
     if not 0 < scale < float("inf"):
         raise UsageError(f"--scale must be positive, got {scale}")
 
@@ -173,7 +174,7 @@ def _linear_projected(d: Derivatives, m: int, d_proj: int, seed: int, info: dict
     kept = _rank(S, d, m)
     info |= {"d_proj": d_proj, "informative": kept}
     V = Vh[:kept]
-    stages.begin("responses")
+    stages.begin("responses", rows=kept)
     pushed = d.jvp(V)
     U = normalize(pushed, dim=1)
     return _solved("linear", V, U, (U * pushed).sum(1))

@@ -25,7 +25,7 @@ PACK_TOKENS = (128, 1024)
 """Least and greatest limit on the tokens of a packed row; between them it is the model's width, up to which attention
 over the row, quadratic in its length, costs less than the matrices do."""
 
-PASS_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 16384}
+PASS_TOKENS = {"cpu": 1024, "cuda": 65536, "mps": 16384}
 """Tokens in one pass over the slice to start with; running out of memory halves it."""
 
 

@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import dct
+# Shapes in signatures are checked while the tests run. The hook must be in place before the core is imported.
+CORE = "ablation blocks calibration derivatives factors fitting generation model ranking slice steering"
+jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartype.beartype")
+
+import dct  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -19,7 +19,7 @@ def calibrate(
     model: o.Model = DEMO,
     source: o.Source = None,
     target: o.Target = None,
-    ratio: o.Ratio = 0.5,
+    ratio: o.Ratio = None,
     prompts: o.Prompts = None,
     prompt: o.Prompt = None,
     n: o.Harmful = 8,
@@ -52,6 +52,7 @@ def calibrate(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    from dct.calibration import DEFAULT_LAMBDA, nonlinearity
     from dct.errors import CalibrationError
     from dct.factors import write_whole
     from dct.model import default_layers
@@ -65,24 +66,28 @@ def calibrate(
     try:
         found = calibrated(terminal, slice_, ratio, seed, batch)
     except CalibrationError as error:
-        terminal.show(_curve(error.curve, ratio, slice_.residual_norm, None))
+        terminal.show(_curve(error.curve, ratio or DEFAULT_LAMBDA, slice_.residual_norm, None))
         raise
+    with terminal.busy("measuring the curve"):
+        grid = [found.scale * 2.0**k for k in range(-4, 4) if k]
+        curve = sorted({*found.curve, *nonlinearity(slice_, slice_.dim, grid, seed=seed, batch=batch)})
     content = {
         "scale": found.scale,
         "ratio": found.ratio,
-        "lambda": ratio,
+        "lambda": found.target,
+        "limited": found.limited,
         "residual_norm": slice_.residual_norm,
         "source": first,
         "target": last,
-        "curve": found.curve,
+        "curve": curve,
     }
     if out is not None:
         write_whole(out, (json.dumps(content, indent=1) + "\n").encode())
-    terminal.show(_curve(found.curve, ratio, slice_.residual_norm, found.scale))
+    terminal.show(_curve(curve, found.target, slice_.residual_norm, found.scale))
     terminal.summary(
         f"scale R = {found.scale:.4g} for layers {first} → {last}",
         [
-            ("ratio", f"{found.ratio:.4g} (λ = {ratio:g})"),
+            ("ratio", f"{found.ratio:.4g} (λ = {found.target:g})"),
             ("residual", f"R is {found.scale / slice_.residual_norm:.2f} × the median norm {slice_.residual_norm:.4g}"),
             ("next", f"[bold cyan]dct fit --s {first} --t {last} --scale {found.scale:.4g}[/bold cyan]"),
         ],

@@ -37,7 +37,7 @@ def demo(
         column=None,
         system=None,
         positions=3,
-        ratio=0.5,
+        ratio=None,
         scale=None,
         options={
             "method": "exponential",

@@ -40,7 +40,7 @@ def fit(
         int | None, typer.Option(min=1, help="Factors to learn.", show_default="512, or the model's width")
     ] = None,
     iterations: Annotated[int, typer.Option(min=1, help="Of the exponential and quadratic fits.")] = 10,
-    ratio: o.Ratio = 0.5,
+    ratio: o.Ratio = None,
     scale: o.Scale = None,
     prompts: o.Prompts = None,
     prompt: o.Prompt = None,
@@ -129,7 +129,7 @@ class Recipe:
     column: str | None
     system: str | None
     positions: Any
-    ratio: float
+    ratio: float | None
     scale: float | None
     options: dict[str, Any]
     batch: int | None
@@ -172,7 +172,7 @@ def resume_recipe(out: Path | None) -> Recipe:
         column=config["column"],
         system=config["system"],
         positions=config["positions"],
-        ratio=config["lambda"] or 0.5,
+        ratio=config["lambda"],
         scale=config["scale"],
         options=options,
         batch=config["batch"],
@@ -238,7 +238,10 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
     else:
         found = calibrated(terminal, slice_, recipe.ratio, options["seed"], recipe.batch)
         scale = found.scale
-        config |= {"lambda": recipe.ratio, "calibration": {"ratio": found.ratio, "curve": found.curve}}
+        config |= {
+            "lambda": found.target,
+            "calibration": {"ratio": found.ratio, "limited": found.limited, "curve": found.curve},
+        }
     saved = {**config, "options": options, "batch": recipe.batch, "scale": scale}
 
     try:
@@ -301,10 +304,15 @@ def _same_weights(interrupted: Interrupted, config: dict[str, Any]) -> None:
         raise DctError(f"the weights of {config['model']} have changed since the fit was interrupted: start over")
 
 
-def calibrated(terminal: Terminal, slice_: "Slice", ratio: float, seed: int, batch: int | None) -> "Calibration":
-    """The calibrated scale, with a progress bar."""
-    from dct.calibration import calibrate
+def calibrated(terminal: Terminal, slice_: "Slice", ratio: float | None, seed: int, batch: int | None) -> "Calibration":
+    """The calibrated scale, with a progress bar.
 
+    A lambda that was asked for is reached or refused; left out, it is 0.5 and R stays within the residual norm.
+    """
+    from dct.calibration import DEFAULT_LAMBDA, calibrate
+
+    wanted = DEFAULT_LAMBDA if ratio is None else ratio
+    limit = slice_.residual_norm if ratio is None else None
     done = 0
     with terminal.progress("calibrating") as advance:
 
@@ -313,16 +321,22 @@ def calibrated(terminal: Terminal, slice_: "Slice", ratio: float, seed: int, bat
             done += rows
             advance("", done, max(done, 300))  # about ten points of the curve
 
-        found = calibrate(slice_, slice_.dim, ratio, seed=seed, batch=batch, on_rows=on_rows)
+        found = calibrate(slice_, slice_.dim, wanted, limit=limit, seed=seed, batch=batch, on_rows=on_rows)
     times = found.scale / slice_.residual_norm
-    terminal.note(
-        f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm (lambda {ratio:g}, "
-        f"{len(found.curve)} points)"
-    )
-    if times > 3:
+    if found.limited:
+        terminal.note(
+            f"scale R = {found.scale:.4g}, the median residual norm: the non-linearity ratio is {found.ratio:.2g} "
+            f"there, below lambda = {wanted:g}, but a larger vector would drown the stream it is added to"
+        )
+    else:
+        terminal.note(
+            f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm, where the non-linearity ratio "
+            f"is lambda = {wanted:g} ({len(found.curve)} points)"
+        )
+    if times > 2:
         terminal.warn(
             f"R is {times:.1f} times the residual norm: vectors of that size drown what the model was thinking; "
-            "try a smaller --lambda, or a --scale near the residual norm"
+            "leave --lambda out, or give a --scale near the residual norm"
         )
     return found
 
@@ -330,8 +344,8 @@ def calibrated(terminal: Terminal, slice_: "Slice", ratio: float, seed: int, bat
 def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     info = factors.info
     rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
-    if info["lambda"] is not None:
-        rows[0] = ("scale R", f"{rows[0][1]} (λ = {info['lambda']:g})")
+    if info["calibration"] is not None:
+        rows[0] = ("scale R", f"{rows[0][1]}, non-linearity ratio {info['calibration']['ratio']:.2f}")
     if len(factors.objective):
         causal, change = factors.objective[:, 0].tolist(), float(factors.objective[-1, 2])
         rows.append(

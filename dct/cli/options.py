@@ -40,7 +40,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or map 
 Layers = Annotated[str, typer.Option("--layers", help="Dotted name of the block list, where it is not found alone.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Batch = Annotated[int | None, typer.Option(min=1, help="Vectors in one pass.", show_default="what memory holds")]
-Ratio = Annotated[float, typer.Option("--lambda", help="Non-linearity ratio at which the scale is calibrated.")]
+Ratio = Annotated[
+    float | None,
+    typer.Option(
+        "--lambda",
+        help="Non-linearity ratio at which the scale is calibrated.",
+        show_default="0.5, but R no larger than the residual norm",
+    ),
+]
 Scale = Annotated[float | None, typer.Option(help="Steering scale R.", show_default="calibrated")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the weights.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]

@@ -1,0 +1,171 @@
+"""Completions, against transformers' own `generate` on one prompt at a time and against a loop without a cache."""
+
+import pytest
+import torch
+from conftest import CONFIGS, WIDTH
+from torch import Tensor
+
+import dct
+from dct import DctError
+from dct.generation import complete, end_ids
+
+# Mixed lengths, so that batches are padded, and longer than the sliding window of 6.
+IDS = [[1, 5, 9, 20, 31, 7, 8, 9, 44, 45], [1, 5, 66, 67], [1, 80, 81, 82, 83, 84, 85]]
+NEW = 10
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def lm(request, make_lm) -> dct.LanguageModel:
+    return make_lm(request.param)
+
+
+@pytest.fixture
+def llama(make_lm) -> dct.LanguageModel:
+    return make_lm("llama")
+
+
+def vectors(rows: int = len(IDS)) -> Tensor:
+    return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def greedy(lm: dct.LanguageModel, ids: list[int], theta: Tensor | None = None, layer: int = 0, new: int = NEW) -> str:
+    """Greedy completion without a cache, theta added to the output of the block below by a plain hook."""
+    added = []
+
+    def add(_, args, output):
+        added.append(1)
+        return (output[0] + theta, *output[1:]) if isinstance(output, tuple) else output + theta
+
+    handle = None if theta is None else lm.layers[layer - 1].register_forward_hook(add)
+    row = list(ids)
+    with torch.no_grad():
+        for _ in range(new):
+            row.append(int(lm.model(torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
+            if row[-1] == lm.tokenizer.eos_token_id:
+                break
+    if handle is not None:
+        handle.remove()
+    return lm.tokenizer.decode(row[len(ids) :], skip_special_tokens=True)
+
+
+def test_a_batch_of_mixed_lengths_is_one_by_one_generation(lm):
+    wanted = []
+    for ids in IDS:
+        out = lm.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=NEW, pad_token_id=0)
+        wanted.append(lm.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
+    assert complete(lm, IDS, max_new_tokens=NEW) == wanted
+    assert len(set(wanted)) > 1
+
+
+def test_steered_completions_are_steered_throughout(lm):
+    """Each row under its own vector, at padding-free prompt and every generated token."""
+    theta = 3 * vectors()
+    got = complete(lm, IDS, theta, layer=2, max_new_tokens=NEW)
+    assert got == [greedy(lm, ids, v, 2) for ids, v in zip(IDS, theta, strict=True)]
+    assert got != complete(lm, IDS, max_new_tokens=NEW)
+
+
+def test_zero_vectors_leave_rows_unsteered(llama):
+    theta = torch.stack([torch.zeros(WIDTH), 5 * vectors()[0], torch.zeros(WIDTH)])
+    plain, steered = complete(llama, IDS, max_new_tokens=NEW), complete(llama, IDS, theta, 2, max_new_tokens=NEW)
+    assert steered[0] == plain[0]
+    assert steered[1] != plain[1]
+    assert steered[2] == plain[2]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_batches_keep_rows_and_vectors_together(llama, batch):
+    theta = 3 * vectors(5)
+    ids = [*IDS, *IDS[:2]]
+    wanted = [greedy(llama, row, v, 2) for row, v in zip(ids, theta, strict=True)]
+    assert complete(llama, ids, theta, 2, max_new_tokens=NEW, batch=batch) == wanted
+
+
+def test_running_out_of_memory_halves_the_batch(llama, monkeypatch):
+    wanted = complete(llama, IDS, vectors(), 2, max_new_tokens=NEW)
+    generate, sizes = llama.model.generate, []
+
+    def small_memory(ids, **options):
+        sizes.append(len(ids))
+        if len(ids) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(ids, **options)
+
+    monkeypatch.setattr(llama.model, "generate", small_memory)
+    assert complete(llama, IDS, vectors(), 2, max_new_tokens=NEW) == wanted
+    assert sizes == [3, 1, 1, 1]
+
+
+def test_running_out_of_memory_with_one_row_is_an_error(llama, monkeypatch):
+    def no_memory(*args, **options):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(llama.model, "generate", no_memory)
+    with pytest.raises(DctError, match="out of memory"):
+        complete(llama, IDS[:1])
+
+
+def test_streaming_ends_with_the_completion(llama):
+    seen: dict[int, list[str]] = {}
+    texts = complete(
+        llama, IDS, vectors(), 2, max_new_tokens=NEW, batch=2, on_token=lambda k, t: seen.setdefault(k, []).append(t)
+    )
+    assert [seen[k][-1] for k in range(len(IDS))] == texts
+    assert texts == complete(llama, IDS, vectors(), 2, max_new_tokens=NEW)
+    assert all(len(growing) > 1 for growing in seen.values())
+
+
+@pytest.fixture
+def third_token_ends(llama) -> tuple[dct.LanguageModel, list[int]]:
+    """A model for which the third token that it says after the first prompt is an end of sequence."""
+    with torch.no_grad():
+        out = llama.model.generate(torch.tensor([IDS[0]]), do_sample=False, max_new_tokens=NEW, pad_token_id=0)
+    said = out[0, len(IDS[0]) :].tolist()
+    assert said[2] not in said[:2]
+    llama.model.generation_config.eos_token_id = [2, said[2]]
+    return llama, said
+
+
+def test_completion_stops_before_an_end_token(third_token_ends):
+    """Any of the model's end tokens, in one row while the others go on."""
+    lm, said = third_token_ends
+    seen: dict[int, str] = {}
+    texts = complete(lm, IDS, max_new_tokens=NEW, on_token=seen.__setitem__)
+    assert texts[0] == lm.tokenizer.decode(said[:2], skip_special_tokens=True)
+    assert seen[0] == texts[0]
+    assert len(texts[1]) > len(texts[0])
+
+
+def test_end_tokens_are_the_models_and_the_tokenizers(third_token_ends):
+    lm, said = third_token_ends
+    assert end_ids(lm) == {2, said[2]}
+    lm.model.generation_config.eos_token_id = None
+    assert end_ids(lm) == {lm.tokenizer.eos_token_id}
+
+
+def test_number_of_new_tokens(llama):
+    assert complete(llama, IDS, max_new_tokens=3) == [greedy(llama, ids, new=3) for ids in IDS]
+
+
+def test_sampling_is_reproducible_by_seed(llama):
+    def drawn(seed: int, temperature: float = 1.0) -> list[str]:
+        return complete(llama, IDS, max_new_tokens=NEW, temperature=temperature, seed=seed)
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+    assert drawn(1, 1e-4) == complete(llama, IDS, max_new_tokens=NEW)
+
+
+def test_model_is_left_unsteered(llama):
+    before = complete(llama, IDS, max_new_tokens=NEW)
+    complete(llama, IDS, 5 * vectors(), 2, max_new_tokens=NEW)
+    assert complete(llama, IDS, max_new_tokens=NEW) == before
+
+
+def test_one_vector_for_each_prompt(llama):
+    with pytest.raises(DctError, match="2 vectors for 3 prompts"):
+        complete(llama, IDS, vectors(2))
+
+
+def test_nothing_to_complete(llama):
+    assert complete(llama, []) == []

@@ -1,0 +1,329 @@
+"""Scores, damage and order, against forward passes of the whole model with the vector added by a plain hook."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import WIDTH
+from torch import Tensor
+
+import dct
+from dct import DctError, UsageError
+from dct.factors import Factors
+from dct.ranking import Scorer, aggregate, candidates, chosen, rank, words
+
+SOURCE, SCALE = 2, 3.0
+HARMLESS = ["What is two plus two?", "Write a poem about the moon"]
+
+
+@pytest.fixture(scope="module")
+def lm(make_lm) -> dct.LanguageModel:
+    return make_lm("llama")
+
+
+@pytest.fixture(scope="module")
+def plain(make_lm) -> dct.LanguageModel:
+    """A model without a chat template; " Sure" and " Sorry" are single tokens."""
+    lm = make_lm("llama")
+    lm.tokenizer = copy.deepcopy(lm.tokenizer)
+    lm.tokenizer.chat_template = None
+    return lm
+
+
+def directions(n: int, seed: int = 0) -> Tensor:
+    drawn = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return drawn / drawn.norm(dim=1, keepdim=True)
+
+
+def make_factors(n: int = 4, method: str = "exponential", **info: object) -> Factors:
+    alpha = torch.tensor([2.0, 5.0, 1.0, 3.0])[:n]
+    return Factors(
+        directions(n), directions(n, 1), alpha, torch.zeros(1, 3), SCALE, {"method": method, "source": SOURCE, **info}
+    )
+
+
+def last_logits(lm: dct.LanguageModel, ids: list[list[int]], theta: Tensor | None = None) -> Tensor:
+    """float64 logits after each prompt, theta added to hidden_states[SOURCE] by a hook on the block below."""
+    added = torch.zeros(WIDTH) if theta is None else theta
+    handle = lm.layers[SOURCE - 1].register_forward_hook(lambda _, args, output: output + added)
+    with torch.no_grad():
+        rows = [lm.model(torch.tensor([row])).logits[0, -1] for row in ids]
+    handle.remove()
+    return torch.stack(rows).double()
+
+
+def tokens(lm: dct.LanguageModel, prompts: list[str]) -> list[list[int]]:
+    if lm.tokenizer.chat_template:
+        prompts = [f"<s><user>{p}<assistant>" for p in prompts]
+    return [lm.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+
+
+def kl(lm: dct.LanguageModel, theta: Tensor) -> float:
+    p, q = (torch.softmax(last_logits(lm, tokens(lm, HARMLESS), t), dim=-1) for t in (None, theta))
+    return float((p * (p / q).log()).sum(1).mean())
+
+
+def vocabulary(lm: dct.LanguageModel, *texts: str) -> list[int]:
+    return lm.tokenizer.convert_tokens_to_ids(list(texts))
+
+
+def test_effects_are_those_of_the_whole_model(plain, prompts):
+    """Score, flipped share and damage of each vector, one forward pass a prompt."""
+    thetas = SCALE * directions(6)
+    effects = Scorer(plain, words(plain, "Sure", "Sorry"), SOURCE, prompts, HARMLESS).effects(thetas)
+    sure, sorry = vocabulary(plain, "ĠSure", "ĠSorry")
+
+    def difference(theta: Tensor | None) -> Tensor:
+        logits = last_logits(plain, tokens(plain, prompts), theta)
+        return logits[:, sure] - logits[:, sorry]
+
+    base, shares = difference(None), []
+    for effect, theta in zip(effects, thetas, strict=True):
+        moved = difference(theta)
+        shares.append(float((moved.sign() != base.sign()).double().mean()))
+        assert effect.score == pytest.approx(float(moved.mean()), abs=1e-4)
+        assert effect.flipped == pytest.approx(shares[-1])
+        assert effect.kl == pytest.approx(kl(plain, theta), rel=1e-3, abs=1e-6)
+    assert len(set(shares)) > 1  # some vectors flip some prompts
+
+
+def test_unsteered_effect(plain, prompts):
+    scorer = Scorer(plain, words(plain, "Sure", "Sorry"), SOURCE, prompts, HARMLESS)
+    sure, sorry = vocabulary(plain, "ĠSure", "ĠSorry")
+    logits = last_logits(plain, tokens(plain, prompts))
+    assert scorer.unsteered.score == pytest.approx(float((logits[:, sure] - logits[:, sorry]).mean()), abs=1e-4)
+    assert (scorer.unsteered.flipped, scorer.unsteered.kl) == (0.0, 0.0)
+
+
+def test_without_harmless_prompts_there_is_no_damage(plain, prompts):
+    scorer = Scorer(plain, words(plain, "Sure", "Sorry"), SOURCE, prompts)
+    assert scorer.unsteered.kl is None
+    assert scorer.effects(directions(2))[0].kl is None
+    assert scorer.difference_of_means() is None
+
+
+def test_difference_of_means_is_that_of_the_last_tokens(plain, prompts):
+    scorer = Scorer(plain, words(plain, "Sure", "Sorry"), SOURCE, prompts, HARMLESS)
+    means = []
+    for texts in (HARMLESS, prompts):
+        with torch.no_grad():
+            states = [
+                plain.model(torch.tensor([row]), output_hidden_states=True).hidden_states[SOURCE][0, -1]
+                for row in tokens(plain, texts)
+            ]
+        means.append(torch.stack(states).mean(0))
+    wanted = means[0] - means[1]
+    torch.testing.assert_close(scorer.difference_of_means(), wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_words_that_begin_alike_are_scored_behind_what_they_share(lm, prompts):
+    """With the chat template "Sure" and "Sorry" are S-ure and S-or-ry: "ure" against "or" after an S."""
+    effect = Scorer(lm, words(lm, "Sure", "Sorry"), SOURCE, prompts).effects(SCALE * directions(1))[0]
+    s, ure, o = vocabulary(lm, "S", "ure", "or")
+    logits = last_logits(lm, [[*row, s] for row in tokens(lm, prompts)], SCALE * directions(1)[0])
+    assert effect.score == pytest.approx(float((logits[:, ure] - logits[:, o]).mean()), abs=1e-4)
+
+
+def test_running_out_of_memory_halves_the_batch(plain, prompts, monkeypatch):
+    scorer = Scorer(plain, words(plain, "Sure", "Sorry"), SOURCE, prompts)
+    wanted, run, done = scorer.effects(directions(5)), scorer._effects, []
+
+    def small_memory(theta: Tensor):
+        if len(theta) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(theta)
+
+    monkeypatch.setattr(scorer, "_effects", small_memory)
+    got = scorer.effects(directions(5), done.append)
+    assert [e.score for e in got] == pytest.approx([e.score for e in wanted], abs=1e-4)
+    assert sum(done) == 5
+
+
+def test_against_compares_with_the_model_as_it_was(make_lm, plain, prompts):
+    """Damage and flips of an edited model, by hand in float64."""
+    edited = make_lm("llama")
+    edited.tokenizer = plain.tokenizer
+    with torch.no_grad():
+        edited.layers[3].mlp.down_proj.weight.mul_(-1)
+    pair = words(plain, "Sure", "Sorry")
+    before, after = (Scorer(m, pair, SOURCE, prompts, HARMLESS) for m in (plain, edited))
+    p, q = (torch.softmax(last_logits(m, tokens(m, HARMLESS)), dim=-1) for m in (plain, edited))
+    a, b = (last_logits(m, tokens(m, prompts)) for m in (plain, edited))
+    a, b = (x[:, pair.positive] - x[:, pair.negative] for x in (a, b))
+    effect = after.against(before)
+    assert effect.kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
+    assert effect.score == pytest.approx(float(b.mean()), abs=1e-4)
+    assert effect.flipped == pytest.approx(float((a.sign() != b.sign()).double().mean()))
+
+
+def test_single_token_words(plain):
+    pair = words(plain, "Sure", "Sorry")
+    assert [pair.positive, pair.negative] == vocabulary(plain, "ĠSure", "ĠSorry")
+    assert (pair.after, pair.notes) == ((), ())
+
+
+def test_of_a_word_of_several_tokens_the_first_is_scored_and_said(lm):
+    pair = words(lm, "Tell", "Sure")
+    assert [pair.positive, pair.negative] == vocabulary(lm, "Te", "S")
+    assert pair.after == ()
+    assert len(pair.notes) == 2
+    assert "'Tell' is 3 tokens; its first, 'Te', is scored" in pair.notes
+
+
+def test_shared_first_tokens_are_skipped_and_said(lm):
+    pair = words(lm, "Sure", "Sorry")
+    assert [*pair.after, pair.positive, pair.negative] == vocabulary(lm, "S", "ure", "or")
+    assert (pair.shown_positive, pair.shown_negative) == ("ure", "or")
+    assert len(pair.notes) == 1
+    assert "share their first 1 token" in pair.notes[0]
+
+
+@pytest.mark.parametrize(("positive", "negative"), [("Sure", "Sure"), ("S", "Sure"), ("Sure", "S")])
+def test_words_that_cannot_be_told_apart(lm, positive, negative):
+    with pytest.raises(DctError, match="choose other words"):
+        words(lm, positive, negative)
+
+
+def test_a_word_without_tokens(lm):
+    with pytest.raises(DctError, match="no tokens"):
+        words(lm, "", "Sorry")
+
+
+@pytest.mark.parametrize("method", ["linear", "linear-projected", "linear-randomized", "quadratic"])
+def test_signless_factors_are_candidates_in_both_senses(method):
+    names, vectors = candidates(make_factors(2, method))
+    assert names == ["0", "1", "-0", "-1"]
+    torch.testing.assert_close(vectors, torch.cat([directions(2), -directions(2)]))
+
+
+def test_exponential_factors_have_a_sign():
+    names, vectors = candidates(make_factors(2))
+    assert names == ["0", "1"]
+    torch.testing.assert_close(vectors, directions(2))
+
+
+@pytest.mark.parametrize(("name", "sign"), [("3", 1), ("-3", -1), (" 3 ", 1)])
+def test_chosen_direction(name, sign):
+    factors = make_factors()
+    assert torch.equal(chosen(factors, name), sign * factors.V[3])
+    assert torch.equal(chosen(factors, name, "target"), sign * factors.U[3])
+
+
+def test_minus_zero_is_the_opposite_of_the_first():
+    assert torch.equal(chosen(make_factors(), "-0"), -directions(4)[0])
+
+
+@pytest.mark.parametrize("name", ["4", "-4", "99"])
+def test_vector_out_of_range(name):
+    with pytest.raises(DctError, match="0 to 3"):
+        chosen(make_factors(), name)
+
+
+@pytest.mark.parametrize("name", ["", "-", "x", "1.5", "--1"])
+def test_vector_that_is_no_number(name):
+    with pytest.raises(UsageError, match="number"):
+        chosen(make_factors(), name)
+
+
+def test_mean_aggregate():
+    rows = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    torch.testing.assert_close(aggregate(rows, "mean"), torch.tensor([[1.0, 1, 0]]) / math.sqrt(2))
+
+
+def test_svd_aggregate_is_the_top_eigenvector_of_the_gram_matrix_in_both_senses():
+    rows = directions(7)
+    got = aggregate(rows, "svd")
+    top = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
+    assert got.shape == (2, WIDTH)
+    assert torch.equal(got[0], -got[1])
+    assert abs(float(got[0] @ top)) == pytest.approx(1, abs=1e-5)
+
+
+def test_vanishing_mean_and_unknown_aggregates():
+    rows = torch.stack([directions(1)[0], -directions(1)[0]])
+    with pytest.raises(DctError, match="svd"):
+        aggregate(rows, "mean")
+    with pytest.raises(UsageError, match="mean or svd"):
+        aggregate(rows, "median")
+
+
+@pytest.mark.parametrize("by", ["score", "alpha", "kl"])
+def test_order(plain, prompts, by):
+    """Every vector's place follows from effects that are computed by hand."""
+    ranking = rank(plain, make_factors(), prompts, HARMLESS, by=by)
+    sure, sorry = vocabulary(plain, "ĠSure", "ĠSorry")
+    keys = {}
+    for k, v in enumerate(SCALE * directions(4)):
+        logits = last_logits(plain, tokens(plain, prompts), v)
+        score = float((logits[:, sure] - logits[:, sorry]).mean())
+        keys[str(k)] = {"score": -score, "alpha": -[2.0, 5.0, 1.0, 3.0][k], "kl": kl(plain, v)}[by]
+    assert [r.vector for r in ranking.vectors] == sorted(keys, key=keys.__getitem__)
+
+
+def test_signless_factors_are_ranked_in_both_senses_with_their_alpha(plain, prompts):
+    ranking = rank(plain, make_factors(method="linear"), prompts)
+    assert sorted(r.vector for r in ranking.vectors) == ["-0", "-1", "-2", "-3", "0", "1", "2", "3"]
+    assert {r.vector: r.alpha for r in ranking.vectors}["-1"] == 5.0
+    best = ranking.vectors[0]
+    v = SCALE * directions(4)[int(best.vector.removeprefix("-"))] * (-1 if best.vector.startswith("-") else 1)
+    logits = last_logits(plain, tokens(plain, prompts), v)
+    sure, sorry = vocabulary(plain, "ĠSure", "ĠSorry")
+    assert best.effect.score == pytest.approx(float((logits[:, sure] - logits[:, sorry]).mean()), abs=1e-4)
+
+
+def test_the_null_has_as_many_random_vectors_at_the_same_norm(plain, prompts, monkeypatch):
+    given = []
+    effects = Scorer.effects
+
+    def watch(self, vectors, on_rows=None):
+        given.append(vectors)
+        return effects(self, vectors, on_rows)
+
+    monkeypatch.setattr(Scorer, "effects", watch)
+    ranking = rank(plain, make_factors(method="linear"), prompts, HARMLESS)
+    null = next(v for v in given[1:] if len(v) == 8)
+    torch.testing.assert_close(null.norm(dim=1), torch.full((8,), SCALE))
+    sure, sorry = vocabulary(plain, "ĠSure", "ĠSorry")
+    logits = [last_logits(plain, tokens(plain, prompts), v) for v in null]
+    scores = [float((x[:, sure] - x[:, sorry]).mean()) for x in logits]
+    assert ranking.random_best.score == pytest.approx(max(scores), abs=1e-4)
+    assert ranking.random_mean.score == pytest.approx(sum(scores) / 8, abs=1e-4)
+
+
+def test_baselines_and_counts(plain, prompts):
+    ranking = rank(plain, make_factors(), prompts, HARMLESS)
+    assert (ranking.scale, ranking.prompts, ranking.harmless) == (SCALE, 4, 2)
+    assert ranking.supervised is not None
+    assert rank(plain, make_factors(), prompts).supervised is None
+
+
+def test_layer_and_scale_can_be_overridden(plain, prompts):
+    """Steering at SOURCE with another scale, though the factors name another layer."""
+    factors = make_factors(1)
+    factors.info["source"] = 0
+    ranking = rank(plain, factors, prompts, source=SOURCE, scale=1.5)
+    logits = last_logits(plain, tokens(plain, prompts), 1.5 * directions(1)[0])
+    sure, sorry = vocabulary(plain, "ĠSure", "ĠSorry")
+    assert ranking.vectors[0].effect.score == pytest.approx(float((logits[:, sure] - logits[:, sorry]).mean()), abs=1e-4)
+
+
+def test_the_system_message_of_the_fit_is_used_unless_another_is_given(lm, prompts):
+    system = "Be brief."
+    told = rank(lm, make_factors(1, system=system), prompts, positive="Tell")
+    te, s = vocabulary(lm, "Te", "S")
+    texts = [f"<s><system>{system}<user>{p}<assistant>" for p in prompts]
+    ids = [lm.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    logits = last_logits(lm, ids, SCALE * directions(1)[0])
+    assert told.vectors[0].effect.score == pytest.approx(float((logits[:, te] - logits[:, s]).mean()), abs=1e-4)
+
+
+def test_unknown_order_or_layer_is_wrong_usage(plain, prompts):
+    with pytest.raises(UsageError, match="score, alpha, kl"):
+        rank(plain, make_factors(), prompts, by="luck")
+    with pytest.raises(UsageError, match="harmless"):
+        rank(plain, make_factors(), prompts, by="kl")
+    factors = make_factors()
+    del factors.info["source"]
+    with pytest.raises(UsageError, match="source"):
+        rank(plain, factors, prompts)
