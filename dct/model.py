@@ -238,19 +238,19 @@ def load(
     where = resolve(name)
     place = _device(device)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    # A GPU takes the weights shard by shard, in their final type; elsewhere the model's size decides the type first.
+    chosen: torch.dtype | str = DTYPES.get(dtype, "auto")
+    if dtype == "auto" and place.type == "cuda":
+        chosen = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    where_to = "auto" if device == "map" else {"": place} if place.type == "cuda" else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        model = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=DTYPES.get(dtype, "auto"),
-            device_map="auto" if device == "map" else None,
-            **common,
-        )
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=chosen, device_map=where_to, **common)
     except Exception as error:
         raise loading_error(name, where, error) from error
-    if dtype == "auto":
-        model = model.to(_sensible_dtype(model, place))  # type: ignore[arg-type]
-    if device != "map":
+    if chosen == "auto":
+        model = model.to(_cpu_dtype(model, place))  # type: ignore[arg-type]
+    if where_to is None:
         try:
             model = model.to(place)  # type: ignore[arg-type]
         except RuntimeError as error:
@@ -269,10 +269,8 @@ def _device(name: str) -> torch.device:
         raise UsageError(f"unknown --device {name!r}: try auto, cpu, cuda, cuda:1, mps or map") from error
 
 
-def _sensible_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast and the model is large enough to care; float32 elsewhere."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+def _cpu_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
+    """bfloat16 where the CPU multiplies it fast and the model is large enough to care; float32 elsewhere."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     if device.type == "cpu" and amx and model.num_parameters() >= SMALL:
         return torch.bfloat16

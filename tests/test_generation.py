@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from conftest import CONFIGS, WIDTH
+from conftest import CONFIGS, VOCABULARY, WIDTH, random_model
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 import dct
 from dct import DctError
@@ -14,14 +16,22 @@ IDS = [[1, 5, 9, 20, 31, 7, 8, 9, 44, 45], [1, 5, 66, 67], [1, 80, 81, 82, 83, 8
 NEW = 10
 
 
+@pytest.fixture(scope="module")
+def numbers() -> PreTrainedTokenizerFast:
+    """A tokenizer whose text shows every token: id 17 is the word "t17"."""
+    core = Tokenizer(models.WordLevel({f"t{k}": k for k in range(VOCABULARY)}, unk_token="t3"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="t0", bos_token="t1", eos_token="t2")
+
+
 @pytest.fixture(scope="module", params=CONFIGS)
-def lm(request, make_lm) -> dct.LanguageModel:
-    return make_lm(request.param)
+def lm(request, numbers) -> dct.LanguageModel:
+    return dct.LanguageModel(random_model(request.param, seed=2), numbers, request.param)
 
 
 @pytest.fixture
-def llama(make_lm) -> dct.LanguageModel:
-    return make_lm("llama")
+def llama(numbers) -> dct.LanguageModel:
+    return dct.LanguageModel(random_model("llama", seed=2), numbers, "llama")
 
 
 def vectors(rows: int = len(IDS)) -> Tensor:
@@ -133,7 +143,7 @@ def test_completion_stops_before_an_end_token(third_token_ends):
     texts = complete(lm, IDS, max_new_tokens=NEW, on_token=seen.__setitem__)
     assert texts[0] == lm.tokenizer.decode(said[:2], skip_special_tokens=True)
     assert seen[0] == texts[0]
-    assert len(texts[1]) > len(texts[0])
+    assert [len(text.split()) for text in texts] == [2, NEW, NEW]
 
 
 def test_end_tokens_are_the_models_and_the_tokenizers(third_token_ends):
