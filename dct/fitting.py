@@ -28,6 +28,12 @@ ORTHOGONALIZE = ("qr", "soft", "none")
 STARTS = ("projected", "random")
 ITERATIVE = ("exponential", "quadratic")
 
+POWER_ITERATIONS = 8
+"""Power iterations of the randomized SVD at most."""
+
+SETTLED = 2e-3
+"""Relative growth of the captured share of |J|^2 below which the power iterations end."""
+
 RANDOM_RESPONSES = 30
 """Random directions whose response is measured beside the factors' own."""
 
@@ -64,7 +70,6 @@ def fit(
     d_proj: int = 32,
     start: str = "projected",
     tolerance: float = 0.0,
-    power_iterations: int = 2,
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
@@ -87,7 +92,6 @@ def fit(
         d_proj: random output directions of the projected start.
         start: `projected` (right singular vectors of W J, then random directions) or `random`.
         tolerance: stop early once V changes by less than this (1 - mean |<v_new, v_old>|).
-        power_iterations: of `linear-randomized`.
         batch, dtype, device: as in `Derivatives`.
         resume: state of an interrupted iterative fit, as handed to `checkpoint`.
         checkpoint: called after every iteration.
@@ -132,7 +136,7 @@ def fit(
         stages.total = d_proj + min(m, d_proj, dim)
         V, U, alpha, objective = _linear_projected(d, m, d_proj, seed, info, stages)
     elif method == "linear-randomized":
-        V, U, alpha, objective = _linear_randomized(d, m, power_iterations, seed, info, stages)
+        V, U, alpha, objective = _linear_randomized(d, m, seed, info, stages)
     else:
         info |= {"iterations": iterations, "orthogonalize": orthogonalize, "beta": beta, "start": start}
         step = _Quadratic(d) if method == "quadratic" else _Exponential(d, scale)
@@ -180,20 +184,29 @@ def _linear_projected(d: Derivatives, m: int, d_proj: int, seed: int, info: dict
     return _solved("linear", V, U, (U * pushed).sum(1))
 
 
-def _linear_randomized(
-    d: Derivatives, m: int, power_iterations: int, seed: int, info: dict[str, Any], stages: "_Stages"
-) -> Fit:
+def _linear_randomized(d: Derivatives, m: int, seed: int, info: dict[str, Any], stages: "_Stages") -> Fit:
     """Randomized SVD of J (Halko, Martinsson and Tropp 2011): a range finder with power iterations on JVPs and VJPs.
 
-    The range of J' is found first, from random output directions; the last pass J Q' is the small matrix whose SVD
-    gives the factors.
+    The range of J' is found first, from random output directions. Each power iteration brings it closer; they end when
+    the share of |J|^2 that the leading m directions hold has settled, however slowly the spectrum falls. Where all of
+    that would take as many passes as the whole Jacobian, the whole Jacobian it is.
     """
     width = min(m + max(10, m // 4), d.dim, d.dim_out)
-    stages.begin("range of the Jacobian", rows=width * (2 * power_iterations + 2))
+    if 4 * width >= min(d.dim, d.dim_out):
+        info["exact"] = True
+        return _linear(d, m, info, stages)
+    stages.begin("range of the Jacobian", rows=4 * width)
     Q = _rows_basis(d.vjp(random_directions(width, d.dim_out, seed).to(d.device, d.dtype)))
-    for _ in range(power_iterations):
-        Q = _rows_basis(d.vjp(_rows_basis(d.jvp(Q))))
     pushed = d.jvp(Q)  # rows J q_k, so J is close to pushed' Q
+    held = float(torch.linalg.svdvals(pushed)[:m].square().sum())
+    for iteration in range(1, POWER_ITERATIONS + 1):
+        stages.begin(f"power iteration {iteration}", rows=2 * width)
+        Q = _rows_basis(d.vjp(_rows_basis(pushed)))
+        pushed = d.jvp(Q)
+        before, held = held, float(torch.linalg.svdvals(pushed)[:m].square().sum())
+        info["power_iterations"] = iteration
+        if held - before <= SETTLED * held:
+            break
     U, S, Wh = torch.linalg.svd(pushed.T, full_matrices=False)
     return _linear_factors(Wh @ Q, U.T, S, m, info)
 

@@ -121,7 +121,7 @@ def test_the_tour_with_no_other_argument_than_needed(workplace, model_folder):
     file = Path("runs/tiny-llama-exponential-1-3/factors.safetensors")
     assert str(file) in said
     assert "24 exponential factors" in said
-    assert "λ = 0.5" in said
+    assert "non-linearity ratio 0.50" in said
     assert "peak memory" in said
     assert "dct rank" in said
     info = config(file)
@@ -443,20 +443,8 @@ def test_steering_is_adding_the_vector_to_the_stream_at_every_token(fitted, plai
 
 
 def test_completions_go_to_a_jsonl_file(fitted):
-    told = as_json(
-        "steer",
-        "--rank",
-        1,
-        "--rank",
-        2,
-        "--prompt",
-        "a",
-        "--max-new-tokens",
-        3,
-        *MILD,
-        "--out",
-        "sub/told.jsonl",
-    )
+    words = ["--prompt", "a", "--max-new-tokens", 3, *MILD]
+    told = as_json("steer", "--rank", 1, "--rank", 2, *words, "--out", "sub/told.jsonl")
     assert [json.loads(line) for line in Path("sub/told.jsonl").read_text().splitlines()] == told["completions"]
     assert len(told["completions"]) == 3
 
@@ -464,10 +452,10 @@ def test_completions_go_to_a_jsonl_file(fitted):
 def test_rank_picks_by_the_ranking(fitted):
     ranked = [v["vector"] for v in json.loads((fitted / "rank.json").read_text())["vectors"]]
     by_rank = as_json("steer", "--rank", 3, "--prompt", "a", "--max-new-tokens", 4, *MILD)
-    by_name = as_json("steer", "--vector", ranked[2], "--prompt", "a", "--max-new-tokens", 4)
+    by_name = as_json("steer", "--vector", ranked[2], "--prompt", "a", "--max-new-tokens", 4, *MILD)
     assert by_rank == by_name
     best = as_json("steer", "--prompt", "a", "--max-new-tokens", 4, *MILD)
-    assert best == as_json("steer", "--vector", ranked[0], "--prompt", "a", "--max-new-tokens", 4)
+    assert best == as_json("steer", "--vector", ranked[0], "--prompt", "a", "--max-new-tokens", 4, *MILD)
 
 
 @pytest.mark.parametrize("how", ["mean", "svd"])

@@ -305,7 +305,9 @@ def test_layer_and_scale_can_be_overridden(plain, prompts):
     ranking = rank(plain, factors, prompts, source=SOURCE, scale=1.5)
     logits = last_logits(plain, tokens(plain, prompts), 1.5 * directions(1)[0])
     sure, sorry = vocabulary(plain, "ĠSure", "ĠSorry")
-    assert ranking.vectors[0].effect.score == pytest.approx(float((logits[:, sure] - logits[:, sorry]).mean()), abs=1e-4)
+    assert ranking.vectors[0].effect.score == pytest.approx(
+        float((logits[:, sure] - logits[:, sorry]).mean()), abs=1e-4
+    )
 
 
 def test_the_system_message_of_the_fit_is_used_unless_another_is_given(lm, prompts):

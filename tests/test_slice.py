@@ -1,4 +1,4 @@
-"""The slice map Delta and its derivatives, against forward passes of the whole model with theta added by a plain hook."""
+"""The slice map Delta and its derivatives, against forward passes of the whole model with theta added by a hook."""
 
 import pytest
 import torch
@@ -246,7 +246,7 @@ def test_target_beyond_the_model(small):
 
 
 def test_prompt_shorter_than_the_positions_is_named(small):
-    with pytest.raises(DctError, match="prompt 2 has 2 tokens.*3 positions"):
+    with pytest.raises(DctError, match=r"prompt 2 has 2 tokens.*3 positions"):
         dct.Slice(small, [[1, 5, 6, 7], [1, 5]], 1, 3)
 
 

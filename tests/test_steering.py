@@ -211,6 +211,9 @@ def test_unfit_vectors_are_refused(llama, theta):
 
 def test_as_many_vectors_as_rows(llama):
     before = logits(llama, IDS)
-    with pytest.raises(DctError, match="2 steering vectors for a batch of 1"), dct.steer(llama, torch.ones(2, WIDTH), 1):
+    with (
+        pytest.raises(DctError, match="2 steering vectors for a batch of 1"),
+        dct.steer(llama, torch.ones(2, WIDTH), 1),
+    ):
         logits(llama, IDS)
     assert torch.equal(logits(llama, IDS), before)
