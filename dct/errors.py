@@ -13,6 +13,12 @@ class UsageError(DctError):
     exit_code = 2
 
 
+class InterruptedFitError(DctError):
+    """The user stopped a fit whose finished iterations are kept. Exit code 130, as shells have it for Ctrl+C."""
+
+    exit_code = 130
+
+
 class NonFiniteError(DctError):
     """NaN or infinity where a number is needed."""
 

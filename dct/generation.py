@@ -57,6 +57,7 @@ def complete(
     vectors: Float[Tensor, "rows width"] | None = None,
     layer: int = 0,
     *,
+    tokens: str = "all",
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
@@ -69,6 +70,7 @@ def complete(
         prompts: token ids of each row's prompt (see `LanguageModel.encode`).
         vectors: what is added to hidden_states[layer] for each row, R v; zeros leave a row unsteered.
         layer: the steered site.
+        tokens: what is steered: `all`, `prompt` or `generated`.
         temperature: 0 is greedy.
         batch: rows generated together; halved when memory runs out.
         on_token: for streaming.
@@ -85,7 +87,7 @@ def complete(
         chosen = None if vectors is None else vectors[first : first + batch]
         here = None if on_token is None else _shifted(on_token, first)
         try:
-            texts += _generate(lm, rows, chosen, layer, max_new_tokens, temperature, seed, here)
+            texts += _generate(lm, rows, chosen, layer, tokens, max_new_tokens, temperature, seed, here)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -106,6 +108,7 @@ def _generate(
     rows: list[list[int]],
     vectors: Tensor | None,
     layer: int,
+    tokens: str,
     max_new_tokens: int,
     temperature: float,
     seed: int,
@@ -123,7 +126,7 @@ def _generate(
     if temperature > 0:
         torch.manual_seed(seed)
     streamer = None if on_token is None else _Streamer(lm, len(rows), on_token)
-    with nullcontext() if vectors is None else steer(lm, vectors, layer):
+    with nullcontext() if vectors is None else steer(lm, vectors, layer, tokens):
         out = lm.model.generate(  # type: ignore[operator]
             ids,
             attention_mask=mask,

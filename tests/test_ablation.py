@@ -30,7 +30,7 @@ MATRICES |= {
 }
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(scope="module", params=CONFIGS)
 def lm(request, make_lm) -> dct.LanguageModel:
     return make_lm(request.param)
 

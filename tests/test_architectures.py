@@ -33,6 +33,11 @@ def lm(request, make_lm) -> dct.LanguageModel:
     return make_lm(architecture, attn_implementation=attention)
 
 
+@pytest.fixture(scope="module")
+def slice_(lm) -> dct.Slice:
+    return dct.Slice(lm, IDS, 1, 4)
+
+
 def own_streams(lm: dct.LanguageModel, ids: list[int], layer: int) -> Tensor:
     """hidden_states[layer] by the model's own account; for layer = L, what its final norm takes in."""
     entering = []
@@ -76,14 +81,14 @@ def test_blocks_are_found(lm):
     assert (lm.layers_path, lm.depth, lm.width) == (LAYERS.get(lm.name, "model.layers"), DEPTH, WIDTH)
 
 
-@pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 3), (0, DEPTH - 1), (2, DEPTH)])
+@pytest.mark.parametrize(("source", "target"), [(0, 1), (1, DEPTH - 1), (2, DEPTH)])
 def test_unsteered_slice_is_the_models_own_hidden_states(lm, source, target):
     slice_ = dct.Slice(lm, IDS, source, target)
     assert_same(slice_.rest, last_tokens(lm, target))
     assert_same(slice_.streams(torch.zeros(1, WIDTH))[0], last_tokens(lm, target))
 
 
-@pytest.mark.parametrize(("source", "target"), [(0, 2), (1, 4), (3, DEPTH)])
+@pytest.mark.parametrize(("source", "target"), [(0, 2), (1, DEPTH)])
 def test_steered_slice_is_the_whole_model_with_theta_added_by_hand(lm, source, target):
     theta = torch.stack([steering(1), 4 * steering(2)])
     got = dct.Slice(lm, IDS, source, target).streams(theta)
@@ -92,17 +97,17 @@ def test_steered_slice_is_the_whole_model_with_theta_added_by_hand(lm, source, t
             assert_same(row, last_tokens(lm, target))
 
 
-def test_prompts_are_packed(lm):
-    assert dct.Slice(lm, IDS, 1, 4).packed
+def test_prompts_are_packed(lm, slice_):
+    assert slice_.packed
     assert dct.Slice(lm, IDS[:2], 0, DEPTH).packed
 
 
-def test_packed_prompts_do_what_they_do_one_by_one(lm):
+def test_packed_prompts_do_what_they_do_one_by_one(lm, slice_):
     theta = 3 * torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
-    packed, single = dct.Slice(lm, IDS, 1, 4), dct.Slice(lm, IDS, 1, 4, pack=False)
+    single = dct.Slice(lm, IDS, 1, 4, pack=False)
     assert not single.packed
-    assert_same(packed.streams(theta), single.streams(theta))
-    assert packed.tokens < single.tokens  # the common prefix goes through once
+    assert_same(slice_.streams(theta), single.streams(theta))
+    assert slice_.tokens < single.tokens  # the common prefix goes through once
 
 
 @pytest.mark.parametrize(
@@ -120,10 +125,10 @@ def test_packing_whatever_prompts_have_in_common(lm, ids):
     assert_same(slice_.rest, torch.cat([own_streams(lm, row, 4)[-3:] for row in ids]))
 
 
-def test_a_prompt_sees_only_itself(lm):
+def test_a_prompt_sees_only_itself(lm, slice_):
     other = [1, 5, 9, 90, 91, 92, 93]
     theta = steering()[None]
-    before = dct.Slice(lm, IDS, 1, 4).streams(theta)
+    before = slice_.streams(theta)
     after = dct.Slice(lm, [IDS[0], other, IDS[2]], 1, 4).streams(theta)
     assert_same(after[:, :3], before[:, :3])
     assert_same(after[:, 6:], before[:, 6:])
@@ -193,8 +198,8 @@ STEP = 0.002
 class Along:
     """The slice of a float64 model along one direction, by the whole model with theta = h v added by hand."""
 
-    def __init__(self, make_lm, lm: dct.LanguageModel) -> None:
-        self.lm = make_lm(lm.name, torch.float64, attn_implementation=lm.model.config._attn_implementation)
+    def __init__(self, lm: dct.LanguageModel) -> None:
+        self.lm = lm
         if hasattr(self.lm.model.config, "_experts_implementation"):
             self.lm.model.set_experts_implementation("eager")  # transformers' fused experts have no float64
         self.v, self.u = (normalize(steering(k).double(), dim=0) for k in (1, 2))
@@ -209,9 +214,10 @@ class Along:
         return torch.func.jvp(self.slice, (theta,), (self.v[None],))[1]
 
 
-@pytest.fixture
-def along(make_lm, lm) -> Along:
-    return Along(make_lm, lm)
+@pytest.fixture(scope="module", params=CONFIGS)
+def along(request, make_lm) -> Along:
+    """With the attention that transformers chooses: the derivative has to find its own way to the math kernel."""
+    return Along(make_lm(request.param, torch.float64))
 
 
 def test_jvp_and_vjp_are_finite_differences_of_the_whole_model(along):

@@ -145,9 +145,9 @@ def test_every_suggested_next_command_works(fitted, model_folder):
     """The tool's own advice, typed in as it is printed (an ellipsis stands for a prompt)."""
     (Path.cwd() / "tiny").symlink_to(model_folder)
     sources = [
+        ok("rank", "--n", 1),  # first: what it suggests is about the newest run, which the others replace
         ok("calibrate", "--model", "tiny", "--n", 2),
         ok("models", "tiny"),
-        ok("rank", "--n", 1),
         ok("fit", "--model", "tiny", *QUICK, "--iterations", 1, "--out", "elsewhere/run"),
     ]
     suggestions = [s for r in sources for s in _suggestions(r.stdout)]
@@ -281,10 +281,11 @@ def test_one_layer_given_the_other_follows(workplace, model_folder):
 def test_plain_text_model(workplace, model_folder):
     shutil.copytree(model_folder, "plain")
     Path("plain/chat_template.jinja").unlink()
+    Path("mild.txt").write_text("Write a poem\n")
     assert "plain text" in ok("fit", "--model", "plain", *QUICK, "--n", 2).stdout
-    ok("rank", "--n", 2)
-    ok("steer", "--vector", 17, "--prompt", "Tell me", "--max-new-tokens", 2)
-    ok("ablate", "--vector", 17, "--prompt", "Tell me", "--max-new-tokens", 2)
+    ok("rank", "--n", 1)
+    for command in ("steer", "ablate"):
+        ok(command, "--vector", 17, "--prompt", "Tell me", "--max-new-tokens", 2, *MILD)
 
 
 @pytest.mark.skipif(not (SHARED / "models/stories260K").exists(), reason="shared models are not here")
@@ -298,16 +299,17 @@ def test_a_trained_model_from_disk(workplace):
     assert (ranked["prompts"], ranked["harmless"]) == (3, 3)
     told = as_json("steer", "--vector", 17, "--prompt", "Once upon a time", "--max-new-tokens", 12)["completions"]
     assert "there was a little girl" in told[0]["completion"]
-    ok("ablate", "--vector", 17, "--prompt", "Once upon a time", "--max-new-tokens", 2)
+    ok("ablate", "--vector", 17, "--prompt", "Once upon a time", "--max-new-tokens", 2, "--harmless", "arithmetic")
 
 
 @pytest.mark.skipif(not (DEMO_DIR / "model.safetensors").exists(), reason="no demo model yet")
 def test_the_tour_on_the_demo_model(workplace):
-    ok("fit", "--factors", 24, "--iterations", 2)
+    Path("mild.txt").write_text("Write a poem\n")
+    ok("fit", "--factors", 18, "--iterations", 1, "--n", 1, "--scale", 1)
     assert config(next(Path("runs").glob("*/factors.safetensors")))["model"] == "demo"
-    ok("rank", "--n", 2)
-    ok("steer", "--vector", 17, "--prompt", "Hello", "--max-new-tokens", 4)
-    ok("ablate", "--vector", 17, "--prompt", "Hello", "--max-new-tokens", 4)
+    ok("rank", "--n", 1)
+    for command in ("steer", "ablate"):
+        ok(command, "--vector", 17, "--prompt", "Hello", "--max-new-tokens", 2, *MILD)
 
 
 # --- calibrate and models ---------------------------------------------------------------------------------------------

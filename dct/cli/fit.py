@@ -18,7 +18,7 @@ from dct.cli.work import (
     provenance,
     short_name,
 )
-from dct.errors import DctError
+from dct.errors import DctError, InterruptedFitError
 
 if TYPE_CHECKING:
     from dct.calibration import Calibration
@@ -258,7 +258,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
             )
     except KeyboardInterrupt:
         if run.state.exists():
-            raise DctError(
+            raise InterruptedFitError(
                 f"interrupted; every finished iteration is kept: go on with `dct fit --resume --out {run.folder}`"
             ) from None
         raise
