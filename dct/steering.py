@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dct.errors import DctError, UsageError
 from dct.model import LanguageModel
 
-
 TOKENS = ("all", "prompt", "generated")
 
 
