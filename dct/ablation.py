@@ -24,8 +24,9 @@ OUTPUT_PROJECTIONS = frozenset(
 )
 """What transformers calls the last matrix of an attention or MLP module (or of its experts)."""
 
-NEGLIGIBLE = 1e-9
-"""Singular values of a set of unit directions below which one of them depends on the others."""
+NEGLIGIBLE = 1e-6
+"""Singular values of a set of unit directions, relative to the largest, below which one of them depends on the others:
+a little above the rounding of float32."""
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,16 @@ def stream_of(output: Any) -> Tensor:
     return stream
 
 
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's call, positional ones too, by their names."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
 def split_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
     """Separates the residual stream from the other arguments of a block's call, and names them all."""
-    names = list(inspect.signature(type(block).forward).parameters)[1:]
-    call = dict(zip(names, args, strict=False)) | kwargs
-    return call.pop(names[0]), call
+    call = by_name(block, args, kwargs)
+    return call.pop(next(iter(call))) if args else call.pop("hidden_states"), call
 
 
 @torch.no_grad()

@@ -258,13 +258,14 @@ class _Merger:
     def __init__(self, prefix: int, lengths: list[int], device: torch.device) -> None:
         self.prefix, self.lengths, self.device = prefix, lengths, device
         self.memo: dict[tuple[int, ...], Any] = {}
+        self.causal: dict[int, Tensor] = {}
 
     def calls(self, calls: Sequence[Call]) -> Call:
         return {name: self._argument(name, [call[name] for call in calls]) for name in calls[0]}
 
     def _argument(self, name: str, values: Sequence[Any]) -> Any:
-        if name == "attention_mask" and all(v is None for v in values):
-            return self._memoised(("causal",), self._causal)
+        if name == "attention_mask" and any(v is None for v in values):
+            values = [self._causal(n) if v is None else v for v, n in zip(values, self.lengths, strict=True)]
         flat, specs = zip(*(pytree.tree_flatten(v) for v in values), strict=True)
         if any(spec != specs[0] for spec in specs):
             raise _UnpackableError
@@ -272,8 +273,9 @@ class _Merger:
         return pytree.tree_unflatten(leaves, specs[0])
 
     def _memoised(self, values: Sequence[Any], make: Any) -> Any:
-        # Blocks share their masks and rotary tables: make each once. The recordings keep the keys' objects alive.
-        key = tuple(hash(v) if isinstance(v, str) else id(v) for v in values)
+        # Blocks share their masks and rotary tables: make each once. The recordings (and `causal`) keep the objects
+        # behind the keys alive.
+        key = tuple(id(v) for v in values)
         if key not in self.memo:
             self.memo[key] = make(values)
         return self.memo[key]
@@ -300,13 +302,16 @@ class _Merger:
             return first
         raise _UnpackableError
 
-    def _causal(self, _: Sequence[Any]) -> Tensor:
-        return self._block_mask(
-            [torch.ones(1, 1, n, n, dtype=torch.bool, device=self.device).tril() for n in self.lengths]
-        )
+    def _causal(self, length: int) -> Tensor:
+        if length not in self.causal:
+            full = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device)
+            self.causal[length] = full.tril()
+        return self.causal[length]
 
     def _block_mask(self, masks: Sequence[Tensor]) -> Tensor:
         first, prefix = masks[0], self.prefix
+        if any(mask.dtype != first.dtype or mask.shape[:-2] != first.shape[:-2] for mask in masks):
+            raise _UnpackableError
         total = prefix + sum(n - prefix for n in self.lengths)
         hidden = False if first.dtype == torch.bool else torch.finfo(first.dtype).min
         packed = torch.full((*first.shape[:-2], total, total), hidden, dtype=first.dtype, device=first.device)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dct.blocks import by_name
 from dct.errors import DctError, UsageError
 from dct.model import LanguageModel
 
@@ -53,8 +54,9 @@ def steer(
     added = vector.detach().reshape(-1, 1, lm.width)
     now = _Call()
 
-    def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    def remember(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = by_name(model, args, kwargs)
+        mask, cache = call.get("attention_mask"), call.get("past_key_values")
         now.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         now.prompt = cache is None or int(cache.get_seq_length()) == 0
 

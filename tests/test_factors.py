@@ -22,7 +22,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-in_folder = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_folder = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def make(m: int = 3, d: int = 4, d_out: int = 5, iterations: int = 2, seed: int = 0, **info: object) -> Factors:
@@ -157,7 +157,7 @@ def test_random_bytes_are_always_a_clear_error(workplace, junk):
 
 
 @given(where=st.integers(0, 400), bit=st.integers(0, 7))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_header_bit_is_a_clear_error_or_still_a_valid_file(workplace, where, bit):
     data = bytearray(make(note="x").save("f.safetensors").read_bytes())
     data[where % len(data)] ^= 1 << bit

@@ -204,6 +204,13 @@ def test_long_prompt_lists_make_several_packed_rows(small):
     assert error(slice_.last_entering(), torch.stack([s[SOURCE][0, -1] for s in states])) < 1e-6
 
 
+def test_equal_prompts_are_packed_too(small):
+    slice_ = dct.Slice(small, [IDS[0], IDS[0]], SOURCE, TARGET)
+    alone = dct.Slice(small, [IDS[0]], SOURCE, TARGET)
+    assert slice_.packed
+    assert error(slice_.rest, torch.cat([alone.rest, alone.rest])) < 1e-5
+
+
 def test_residual_norm_is_the_median_over_all_tokens(small):
     slice_ = dct.Slice(small, IDS, SOURCE, TARGET)
     with torch.no_grad():
