@@ -1,6 +1,7 @@
 """The factors of a deep causal transcoder and the file that holds them. Knows nothing of how they were found."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ class Factors:
         if not consistent or not all(bool(torch.isfinite(t).all()) for t in (V, U, alpha)):
             raise DctError(f"{path} is damaged: its V, U and alpha do not belong together; fit again")
         scale = config.get("scale")
-        if not isinstance(scale, int | float) or not scale > 0:
+        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
             raise DctError(f"{path} is damaged: it has no scale; fit again")
         return cls(V, U, alpha, tensors["objective"], float(scale), config)
 
@@ -137,9 +138,11 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
             os.fsync(file.fileno())
         beside.chmod(0o644)
         beside.replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl+C too leaves nothing beside
         if beside is not None:
             beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or str(error)
         raise DctError(f"cannot write {path}: {reason}; free some space or choose another --out") from error
     return path

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from dct.calibration import calibrate, random_directions
 from dct.derivatives import Derivatives, Map
-from dct.errors import UsageError
+from dct.errors import NonFiniteError, UsageError
 from dct.factors import Factors
 
 METHODS = ("exponential", "quadratic", "linear", "linear-projected", "linear-randomized")
@@ -54,6 +54,23 @@ class State:
     def iteration(self) -> int:
         """Iterations done."""
         return len(self.objective)
+
+
+def check_options(method: str, orthogonalize: str, start: str, beta: float) -> None:
+    """Refuses what no map can be fitted with, before a model is loaded for it.
+
+    Raises:
+        UsageError: an argument that cannot be.
+    """
+    for name, value, allowed in (
+        ("--method", method, METHODS),
+        ("--orthogonalize", orthogonalize, ORTHOGONALIZE),
+        ("--start", start, STARTS),
+    ):
+        if value not in allowed:
+            raise UsageError(f"unknown {name} {value!r}: choose {', '.join(allowed)}")
+    if not 0 < beta <= 1:
+        raise UsageError(f"--beta must lie in (0, 1], got {beta}")
 
 
 def fit(
@@ -105,19 +122,11 @@ def fit(
         UsageError: an argument that cannot be.
         CalibrationError, DctError, NonFiniteError: as in `calibrate` and `Derivatives`.
     """
-    for name, value, allowed in (
-        ("--method", method, METHODS),
-        ("--orthogonalize", orthogonalize, ORTHOGONALIZE),
-        ("--start", start, STARTS),
-    ):
-        if value not in allowed:
-            raise UsageError(f"unknown {name} {value!r}: choose {', '.join(allowed)}")
+    check_options(method, orthogonalize, start, beta)
     m = min(512, dim) if factors is None else factors
     for name, number in (("--factors", m), ("--iterations", iterations), ("--d-proj", d_proj)):
         if number < 1:
             raise UsageError(f"{name} must be at least 1, got {number}")
-    if not 0 < beta <= 1:
-        raise UsageError(f"--beta must lie in (0, 1], got {beta}")
     if m > dim and method in ITERATIVE and orthogonalize == "qr":
         raise UsageError(f"qr orthogonalises at most {dim} factors, asked for {m}: pass --orthogonalize soft")
     if scale is None:
@@ -276,6 +285,8 @@ class _Exponential:
     def step(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """In one pass: u <- R_S(v), and v <- gradient of <u, R_S(v)> with the old u."""
         value, gradient = self.d.value_and_gradient(self.scale * V, U)
+        if not bool(value.norm(dim=1).isfinite().all()):
+            raise NonFiniteError("the responses are too large for their norms: lower --scale")
         U = normalize(value, dim=1)
         return gradient, U, (U * value).sum(1)
 

@@ -236,6 +236,10 @@ def load(
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown --dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
     where = resolve(name)
+    if Path(where).is_absolute() or where.startswith((".", "~")) or where.count("/") > 1:
+        where = str(Path(where).expanduser())
+        if not Path(where).is_dir():  # no name for the hub: do not go and ask it
+            raise DctError(f"no model folder {where}: check the path, or give a Hugging Face id (`dct models`)")
     place = _device(device)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     # A GPU takes the weights shard by shard, in their final type; elsewhere the model's size decides the type first.
@@ -264,9 +268,13 @@ def _device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"unknown --device {name!r}: try auto, cpu, cuda, cuda:1, mps or map") from error
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, True):
+        raise DctError(f"this machine or this torch has no {device.type}: try --device cpu")
+    return device
 
 
 def _cpu_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:

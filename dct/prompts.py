@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def read(origin: str, column: str | None = None) -> PromptSet:
     path = Path(origin)
     if origin.startswith("hf:"):
         records: list[Any] = _hugging_face(origin)
-    elif origin.startswith(f"{DEMO}:") or (origin in PACKAGED and not path.exists()):
+    elif origin.startswith(f"{DEMO}:") or (origin in PACKAGED and not path.is_file()):
         records = _parse(_packaged(origin))
     elif path.is_file():
         records = _parse(path)
@@ -110,19 +111,17 @@ def _parse(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         if path.suffix == ".json":
             loaded = json.loads(text)
             if not isinstance(loaded, list):
                 raise DctError(f"{path} holds no list of prompts")
             return loaded
         if path.suffix in (".csv", ".tsv"):
-            return list(
-                csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
-            )
+            return list(csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ","))
     except (OSError, ValueError, csv.Error) as error:
         raise DctError(f"cannot read {path}: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _columns(records: Sequence[Any], column: str | None, origin: str) -> tuple[list[str], list[str]]:
@@ -130,7 +129,7 @@ def _columns(records: Sequence[Any], column: str | None, origin: str) -> tuple[l
         return list(records), []
     if not all(isinstance(r, dict) for r in records):
         raise DctError(f"{origin} mixes strings and objects, or holds something that is neither")
-    names = list(records[0])
+    names = [name for name in records[0] if name is not None]  # a row longer than the heading has the rest under None
     if column is None:
         lower = {name.lower(): name for name in reversed(names) if name}
         column = next((lower[c] for c in COLUMNS if c in lower), None)

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from dct.blocks import readout
 from dct.calibration import random_directions
 from dct.derivatives import out_of_memory, release_memory
-from dct.errors import DctError, UsageError
+from dct.errors import DctError, NonFiniteError, UsageError
 from dct.factors import Factors
 from dct.model import LanguageModel
 from dct.slice import Slice
@@ -261,7 +261,12 @@ class Scorer:
     def _logits(self, slice_: Slice, theta: Tensor) -> Float[Tensor, "batch prompts vocabulary"]:
         with torch.no_grad():
             streams = slice_.streams(theta)
-        return readout(self.lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
+        logits = readout(self.lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
+        if not bool(torch.isfinite(logits[..., [self.words.positive, self.words.negative]]).all()):
+            raise NonFiniteError(
+                f"the final norm or head of {self.lm.name} puts out NaN or infinity: try --dtype float32"
+            )
+        return logits
 
     def _difference(self, logits: Tensor) -> Float[Tensor, "batch prompts"]:
         return logits[..., self.words.positive] - logits[..., self.words.negative]

@@ -61,6 +61,7 @@ class Run:
         """Writes the factors and drops the state that they replace."""
         factors.save(self.factors)
         self.state.unlink(missing_ok=True)
+        self.ranking.unlink(missing_ok=True)  # it ranks the factors that were here before
 
     def save_ranking(self, content: dict[str, Any]) -> None:
         write_whole(self.ranking, (json.dumps(content, indent=1) + "\n").encode())
@@ -113,7 +114,9 @@ def find_run(where: Path | None, wanted: str = FACTORS) -> Run:
     if where.is_dir():
         if not (where / wanted).exists():
             unfinished = wanted == FACTORS and (where / STATE).exists()
-            cure = f"finish it with `dct fit --resume {where}`" if unfinished else "make one with `dct fit`"
+            cure = f"finish it with `dct fit --resume --out {where}`" if unfinished else "make one with `dct fit`"
+            if wanted == STATE and (where / FACTORS).exists():
+                raise DctError(f"{where} is finished: there is nothing to resume; `dct rank {where}` goes on from it")
             raise DctError(f"{where} holds no {wanted}: {cure}")
         return Run(where, where / FACTORS)
     if not where.exists():

@@ -220,7 +220,7 @@ def test_a_second_fit_gets_a_folder_of_its_own_and_becomes_the_newest(fitted, mo
 
 def test_a_run_works_from_another_folder(workplace, model_folder, monkeypatch):
     (workplace / "tiny").symlink_to(model_folder)
-    ok("fit", "--model", "tiny", "--factors", 2, "--iterations", 1, "--scale", 1, "--out", "run")
+    ok("fit", "--model", "tiny", "--factors", 2, "--iterations", 1, "--scale", 1, "--n", 1, "--out", "run")
     (workplace / "deeper").mkdir()
     monkeypatch.chdir(workplace / "deeper")
     ok("steer", "../run", "--vector", 0, "--prompt", "a", "--max-new-tokens", 1)
@@ -316,18 +316,18 @@ def test_the_tour_on_the_demo_model(workplace):
 
 
 def test_calibrate_finds_the_scale_and_shows_the_curve(workplace, model_folder):
-    found = as_json("calibrate", "--model", model_folder, "--n", 2, "--lambda", 0.4, "--out", "scale.json")
+    found = as_json("calibrate", "--model", model_folder, "--n", 1, "--lambda", 0.4, "--out", "scale.json")
     assert found["ratio"] == pytest.approx(0.4, rel=2e-3)
     assert [found["scale"], found["ratio"]] in found["curve"]
     assert found["curve"] == sorted(found["curve"])
     assert json.loads(Path("scale.json").read_text()) == found
-    said = ok("calibrate", "--model", model_folder, "--n", 2, "--lambda", 0.4).stdout
+    said = ok("calibrate", "--model", model_folder, "--n", 1, "--lambda", 0.4).stdout
     assert f"scale R = {found['scale']:.4g} for layers 1 → 3" in said
 
 
 def test_fit_calibrates_to_the_same_scale_as_calibrate(workplace, model_folder):
-    scale = as_json("calibrate", "--model", model_folder, "--n", 2)["scale"]
-    fit = as_json("fit", "--model", model_folder, "--n", 2, "--factors", 2, "--iterations", 1)
+    scale = as_json("calibrate", "--model", model_folder, "--n", 1)["scale"]
+    fit = as_json("fit", "--model", model_folder, "--n", 1, "--factors", 2, "--iterations", 1)
     assert fit["scale"] == scale
     assert fit["info"]["lambda"] == 0.5
 

@@ -217,3 +217,21 @@ def test_as_many_vectors_as_rows(llama):
     ):
         logits(llama, IDS)
     assert torch.equal(logits(llama, IDS), before)
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "generated"])
+def test_steering_may_be_kept_to_the_prompt_or_to_generated_tokens(lm, tokens):
+    """Cached generation, against one uncached pass with the vector added by hand at those columns alone."""
+    ids, cache = list(IDS), None
+    with torch.no_grad(), dct.steer(lm, vector(), 2, tokens=tokens):
+        for token in (40, 41, 42):
+            out = lm.model(torch.tensor([ids if cache is None else ids[-1:]]), past_key_values=cache, use_cache=True)
+            cache, ids = out.past_key_values, [*ids, token]
+    columns = (torch.arange(len(ids) - 1) < len(IDS)) == (tokens == "prompt")
+    with by_hand(lm, columns[:, None] * vector(), 2):
+        assert_close(out.logits[0, -1], logits(lm, ids[:-1])[-1])
+
+
+def test_unknown_tokens_to_steer_are_wrong_usage(llama):
+    with pytest.raises(UsageError, match="all"), dct.steer(llama, vector(), 2, tokens="some"):
+        pass

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from dct.cli import options as o
 from dct.cli.steer import (
@@ -135,7 +136,7 @@ def run_ablate(
     def finish() -> list[str]:
         return complete(lm, lm.encode(prompts.texts, system), max_new_tokens=max_new_tokens)
 
-    probes = lm.encode([*scored.texts, *harmless.texts], system)
+    probes = [*lm.encode(prompts.texts, system), *lm.encode(scored.texts, system), *lm.encode(harmless.texts, system)]
     with terminal.busy("before"):
         before, texts_before, leak_before = scorer(), finish(), leak(lm, directions, probes)
     with terminal.busy("ablating"), ablated(lm, directions, fold_norms=save is not None) as done:
@@ -169,8 +170,8 @@ def run_ablate(
     ]
     if save is not None:
         rows += [
-            ("saved", f"[bold]{save}[/bold]"),
-            ("next", f"[bold cyan]AutoModelForCausalLM.from_pretrained('{save}')[/bold cyan]"),
+            ("saved", f"[bold]{escape(str(save))}[/bold]"),
+            ("next", f"[bold cyan]AutoModelForCausalLM.from_pretrained('{escape(str(save))}')[/bold cyan]"),
         ]
     else:
         rows.append(("next", "[bold cyan]--save DIR[/bold cyan]  writes the edited model"))
@@ -200,6 +201,8 @@ def _save(lm: "LanguageModel", folder: Path, names: list[str], aggregate: str | 
     """Writes the model as it is now, with its tokenizer, beside its place and renames it when it is whole."""
     import shutil
 
+    from safetensors import SafetensorError
+
     beside = folder.with_name(f".{folder.name}.part")
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, beside, ignore_errors=True)
@@ -211,7 +214,6 @@ def _save(lm: "LanguageModel", folder: Path, names: list[str], aggregate: str | 
             if folder.exists():
                 folder.rmdir()
             beside.rename(folder)
-        except OSError as error:
-            raise DctError(
-                f"cannot write {folder}: {error.strerror or error}; free some space or choose another --save"
-            ) from error
+        except (OSError, SafetensorError) as error:  # the weights are written by safetensors
+            reason = getattr(error, "strerror", None) or error
+            raise DctError(f"cannot write {folder}: {reason}; free some space or choose another --save") from error

@@ -1,5 +1,7 @@
 """The `dct` application: its commands, and what becomes of an error."""
 
+import sys
+
 import typer
 
 from dct.cli.ablate import ablate
@@ -10,6 +12,7 @@ from dct.cli.models import models
 from dct.cli.organism import app as organism
 from dct.cli.rank import rank
 from dct.cli.steer import steer
+from dct.cli.terminal import fail
 from dct.version import __version__
 
 app = typer.Typer(
@@ -40,5 +43,19 @@ def about(
 
 
 def main() -> None:
-    """Entry point of the `dct` command."""
-    app()
+    """Entry point of the `dct` command: a wrong command line is one line, like every other error."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        fail("interrupted", 130)
+    except Exception as error:
+        # Typer brings its own copy of click or uses the installed one: its usage errors are known by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        parameter = getattr(error, "param", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.exit(2)
+        what = f"{'/'.join(parameter.opts)}: " if parameter is not None else ""
+        cure = f" (see `{context.command_path} --help`)" if context is not None else ""
+        fail(f"{what}{error.format_message()}{cure}", 2)

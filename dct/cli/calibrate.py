@@ -1,10 +1,12 @@
 """`dct calibrate`: the steering scale alone, with the curve that it was read from."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.bar import Bar
+from rich.markup import escape
 from rich.table import Table
 
 from dct.aliases import DEMO
@@ -84,12 +86,13 @@ def calibrate(
     if out is not None:
         write_whole(out, (json.dumps(content, indent=1) + "\n").encode())
     terminal.show(_curve(curve, found.target, slice_.residual_norm, found.scale))
+    which = "" if model == DEMO else f" --model {shlex.quote(model)}"
     terminal.summary(
         f"scale R = {found.scale:.4g} for layers {first} → {last}",
         [
             ("ratio", f"{found.ratio:.4g} (λ = {found.target:g})"),
             ("residual", f"R is {found.scale / slice_.residual_norm:.2f} × the median norm {slice_.residual_norm:.4g}"),
-            ("next", f"[bold cyan]dct fit --s {first} --t {last} --scale {found.scale:.4g}[/bold cyan]"),
+            ("next", f"[bold cyan]dct fit{escape(which)} --s {first} --t {last} --scale {found.scale:.4g}[/bold cyan]"),
         ],
     )
     terminal.result(content)

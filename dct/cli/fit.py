@@ -1,11 +1,13 @@
 """`dct fit`: calibrate, fit and save."""
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from dct.aliases import DEMO
 from dct.cli import options as o
@@ -187,6 +189,9 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
         from dct.model import check_layers
 
         check_layers(recipe.source, recipe.target)  # before the minutes that loading may take
+    from dct.fitting import check_options
+
+    check_options(*(recipe.options[name] for name in ("method", "orthogonalize", "start", "beta")))
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
     lm = load_model(terminal, recipe.model, **recipe.loading)
 
@@ -342,6 +347,8 @@ def calibrated(terminal: Terminal, slice_: "Slice", ratio: float | None, seed: i
 
 
 def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
+    from dct.runs import RUNS
+
     info = factors.info
     rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
     if info["calibration"] is not None:
@@ -372,10 +379,11 @@ def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
                 "this fit knows nothing about",
             )
         )
+    rank = "dct rank" if run.folder.parent == RUNS else f"dct rank {shlex.quote(str(run.folder))}"
     rows += [
         ("took", f"{info['seconds']:.3g} s, peak memory {human_bytes(info['peak_memory'])}"),
-        ("saved", f"[bold]{run.factors}[/bold]"),
-        ("next", "[bold cyan]dct rank[/bold cyan]  scores every vector against random ones"),
+        ("saved", f"[bold]{escape(str(run.factors))}[/bold]"),
+        ("next", f"[bold cyan]{escape(rank)}[/bold cyan]  scores every vector against random ones"),
     ]
     title = (
         f"{len(factors)} {info['method']} factors of {short_name(info['model'])}, "

@@ -8,6 +8,7 @@ from rich.table import Table
 from dct.aliases import ALIASES, DEMO
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command
+from dct.cli.work import hush_the_hub
 from dct.organism import DEMO_DIR
 
 
@@ -58,6 +59,7 @@ def _look(name: str, layers: str, revision: str | None, trust: bool) -> dict[str
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    hush_the_hub()
     from dct.model import default_layers, find_layers, loading_error, resolve
 
     where = resolve(name)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from dct.cli import options as o
@@ -116,11 +117,11 @@ def run_rank(
         f"{len(ranking.vectors)} vectors ranked on {len(prompts)} prompts",
         [
             ("best", verdict),
-            ("saved", f"[bold]{run.ranking}[/bold]"),
+            ("saved", f"[bold]{escape(str(run.ranking))}[/bold]"),
             (
                 "next",
                 '[bold cyan]dct steer --rank 1 --prompt "..."[/bold cyan]  or  '
-                "[bold cyan]dct ablate --top 32 --aggregate mean[/bold cyan]",
+                f"[bold cyan]dct ablate --top {min(32, len(ranking.vectors))} --aggregate mean[/bold cyan]",
             ),
         ],
     )

@@ -162,6 +162,8 @@ def run_steer(
     from dct.ranking import Scorer, chosen
     from dct.ranking import words as compare
 
+    if factors.info.get("source") is None:
+        raise DctError("these factors do not say at which layer they were fitted: set info['source'] before saving")
     layer = int(factors.info["source"])
     R = factors.scale * scale
     directions = torch.stack([chosen(factors, name) for name in names])

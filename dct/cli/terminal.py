@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console, RenderableType
@@ -42,7 +42,7 @@ class Terminal:
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
-        self.console = Console(stderr=as_json, quiet=quiet, highlight=False)
+        self.console = Console(stderr=as_json, quiet=quiet, highlight=False, emoji=False)
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
@@ -161,18 +161,26 @@ def _explain(error: Exception) -> str:
 def _fail(message: str, code: int, options: Any) -> None:
     if options.get("debug"):
         traceback.print_exc()
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[red]error:[/red] {escape(' '.join(message.split()))}"
-    )
     if options.get("as_json"):
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
-    raise typer.Exit(code)
+        sys.stdout.flush()
+    try:
+        fail(message, code)
+    except SystemExit as end:
+        raise typer.Exit(code) from end
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Says what went wrong in one line on stderr and ends the program."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    console.print(f"[red]error:[/red] {escape(' '.join(message.split()))}")
+    sys.exit(code)
 
 
 def parse_positions(text: str) -> Any:
     """`--positions`: a number or `all`."""
     if text == "all":
         return "all"
-    if not text.isdecimal():
-        raise UsageError(f"--positions must be a number or `all`, got {text!r}")
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--positions must be a number or `all`, from 1 on: got {text!r}")
     return int(text)

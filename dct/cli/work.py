@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from dct.runs import Run
 
 
+def hush_the_hub() -> None:
+    """The hub's library tells of every retry; what matters of it is said in one error."""
+    import logging
+
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+
+
 def load_model(terminal: Terminal, name: str, **options: Any) -> "LanguageModel":
     """Loads a model, with a spinner, and without the loading libraries' own chatter."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -28,6 +35,7 @@ def load_model(terminal: Terminal, name: str, **options: Any) -> "LanguageModel"
         logging.set_verbosity_error()
         if not terminal.console.is_terminal or terminal.quiet:
             logging.disable_progress_bar()
+        hush_the_hub()
         from dct.model import load
 
         lm = load(name, **options)
