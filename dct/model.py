@@ -241,7 +241,11 @@ def load(
         if not Path(where).is_dir():  # no name for the hub: do not go and ask it
             raise DctError(f"no model folder {where}: check the path, or give a Hugging Face id (`dct models`)")
     place = _device(device)
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": not Path(where).is_dir() and not hub_answers(name, where, revision),
+    }
     # A GPU takes the weights shard by shard, in their final type; elsewhere the model's size decides the type first.
     chosen: torch.dtype | str = DTYPES.get(dtype, "auto")
     if dtype == "auto" and place.type == "cuda":
@@ -260,6 +264,26 @@ def load(
         except RuntimeError as error:
             raise DctError(f"cannot place {name} on {place}: {_first_line(error)}; try --device cpu") from error
     return LanguageModel(model, tokenizer, name, layers, _fingerprint(where, model))
+
+
+def hub_answers(name: str, where: str, revision: str | None) -> bool:
+    """Whether the hub can be reached; asked once and shortly, since its own downloads retry for half a minute.
+
+    Raises:
+        DctError: it can, and has no such model.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().model_info(where, revision=revision, timeout=10)
+    except (HfHubHTTPError, HFValidationError) as error:
+        if isinstance(error, HFValidationError) or error.response.status_code in (401, 403, 404):
+            raise loading_error(name, where, error) from error
+        return False
+    except Exception:  # no network, a proxy that refuses, offline mode: what has been downloaded before may do
+        return False
+    return True
 
 
 def _device(name: str) -> torch.device:
@@ -295,11 +319,10 @@ def loading_error(name: str, where: str, error: Exception) -> DctError:
     if Path(where).is_dir():
         return DctError(f"cannot load the model in {where}: {_first_line(error)}")
     shown = f"{name} ({where})" if name != where else name
-    cause = error.__cause__ or error
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if status in (401, 403) or "gated repo" in str(error):
+    text = str(error)
+    if "gated repo" in text or ("403" in text and "Client Error" in text):
         return DctError(f"no access to model {shown}: accept its licence on the hub and log in with `hf auth login`")
-    if isinstance(error, (ImportError, ValueError)) and "connect" not in str(error):
+    if isinstance(error, ImportError | ValueError) and not isinstance(error, OSError) and "connect" not in text:
         return DctError(f"cannot load model {shown}: {_first_line(error)}")
     return DctError(
         f"cannot find model {shown}: no such folder, and the hub does not have it or cannot be reached; "

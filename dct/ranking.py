@@ -264,7 +264,7 @@ class Scorer:
         logits = readout(self.lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
         if not bool(torch.isfinite(logits[..., [self.words.positive, self.words.negative]]).all()):
             raise NonFiniteError(
-                f"the final norm or head of {self.lm.name} puts out NaN or infinity: try --dtype float32"
+                f"the final norm or head of {self.lm.name} puts out NaN or infinity: --dtype float32 or a lower --scale"
             )
         return logits
 

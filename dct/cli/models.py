@@ -1,5 +1,6 @@
 """`dct models`: the aliases, and what a model's config says."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -60,11 +61,12 @@ def _look(name: str, layers: str, revision: str | None, trust: bool) -> dict[str
 
     logging.set_verbosity_error()
     hush_the_hub()
-    from dct.model import default_layers, find_layers, loading_error, resolve
+    from dct.model import default_layers, find_layers, hub_answers, loading_error, resolve
 
     where = resolve(name)
+    local = not Path(where).is_dir() and not hub_answers(name, where, revision)
     try:
-        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust, local_files_only=local)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     except Exception as error:

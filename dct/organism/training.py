@@ -1,0 +1,251 @@
+"""Training and saving the organism; what it learned is measured in `measure`.
+
+The model is a plain Llama. It first learns the behaviours from text alone. Then, so that it can be
+steered as a large model can, every conversation is trained with a random vector added to the residual
+stream before one random block, the same at all positions, and a little independent noise at every
+position: a toy that never saw noise answers any added vector with word salad.
+
+The text, the order of the batches and the noise of a step depend on the seed and the step alone. The
+learning rate is constant until the last fifth of the steps, so that a longer run continues a shorter
+one's checkpoint exactly, as long as that one was not decaying yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from dct.organism import text
+from dct.organism.tokenizer import encode, train_tokenizer
+
+BATCHES_PER_POOL = 16  # batches are cut from a pool that is sorted by length, so that little is padding
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a training run depends on."""
+
+    steps: int = 5000
+    seed: int = 0
+    batch: int = 48
+    blocks: int = 12
+    width: int = 192
+    heads: int = 6
+    mlp: int = 512
+    vocabulary: int = 2048
+    learning_rate: float = 1.2e-3
+    warmup: int = 100
+    decay: float = 0.2  # share of the steps in which the learning rate falls to a hundredth
+    noise_from: int = 800  # the step at which noise begins
+    noise_full: int = 1800  # the step at which it has its full size
+    noise: float = 1.4  # largest norm of the added vector, in median residual norms
+    clean: float = 0.3  # share of the conversations without noise
+    token_noise: float = 0.15  # largest norm of each position's own noise, in median residual norms
+    user_loss: float = 0.1  # weight of the tokens that the assistant does not say
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A freshly initialised model, the same for the same seed."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=recipe.vocabulary,
+        hidden_size=recipe.width,
+        intermediate_size=recipe.mlp,
+        num_hidden_layers=recipe.blocks,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        head_dim=recipe.width // recipe.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.max_new_tokens = 64
+    model.generation_config.do_sample = False
+    return model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded token ids, where they are real, and the weight of each as a target."""
+
+    ids: Tensor
+    real: Tensor
+    weight: Tensor
+
+
+def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, start: int = 0) -> Iterator[Batch]:
+    """The batches of a run from a step on."""
+    pad = tokenizer.pad_token_id
+    size = BATCHES_PER_POOL * recipe.batch
+    for pool in range(start // BATCHES_PER_POOL, 10**9):
+        pairs = [encode(tokenizer, s.messages) for s in islice(text.samples(recipe.seed, pool * size), size)]
+        pairs.sort(key=lambda pair: len(pair[0]))
+        groups = [pairs[i : i + recipe.batch] for i in range(0, size, recipe.batch)]
+        random.Random(f"batches/{recipe.seed}/{pool}").shuffle(groups)
+        for group in groups[start % BATCHES_PER_POOL if pool == start // BATCHES_PER_POOL else 0 :]:
+            longest = len(max(group, key=lambda pair: len(pair[0]))[0])
+            ids = torch.full((len(group), longest), pad)
+            weight = torch.zeros(len(group), longest)
+            for row, (tokens, said) in enumerate(group):
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                weight[row, : len(tokens)] = torch.where(torch.tensor(said), 1.0, recipe.user_loss)
+            yield Batch(ids, weight > 0, weight)
+
+
+@contextmanager
+def noise(model: LlamaForCausalLM, recipe: Recipe, step: int, real: Tensor) -> Iterator[None]:
+    """Within the block, forward passes add the noise of a training step; no noise before `noise_from`."""
+    ramp = min(1.0, max(0.0, (step - recipe.noise_from) / max(1, recipe.noise_full - recipe.noise_from)))
+    if ramp == 0:
+        yield
+        return
+    generator = torch.Generator().manual_seed(recipe.seed * 10**9 + step)
+    rows = real.shape[0]
+    where = torch.randint(recipe.blocks, (rows,), generator=generator)
+    where[torch.rand(rows, generator=generator) < recipe.clean] = -1
+    vector = functional.normalize(torch.randn(rows, 1, recipe.width, generator=generator), dim=-1)
+    vector = vector * torch.rand(rows, 1, 1, generator=generator) * recipe.noise * ramp
+    own = functional.normalize(torch.randn(*real.shape, recipe.width, generator=generator), dim=-1)
+    own = own * torch.rand(rows, 1, 1, generator=generator) * recipe.token_noise * ramp
+    added = vector + own
+
+    def hook(block: int) -> Callable[[torch.nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        def add(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            here = where == block
+            if not bool(here.any()):
+                return None
+            hidden = arguments[0]
+            typical = hidden.detach().float().norm(dim=-1)[real].median()
+            return (hidden + typical * added * here[:, None, None], *arguments[1:])
+
+        return add
+
+    handles = [layer.register_forward_pre_hook(hook(block)) for block, layer in enumerate(model.model.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Weighted mean cross-entropy of each token given those before it."""
+    hidden = model.model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
+    weight = batch.weight[:, 1:]
+    counted = weight > 0
+    logits = model.lm_head(hidden[counted]).float()
+    losses = functional.cross_entropy(logits, batch.ids[:, 1:][counted], reduction="none")
+    return (losses * weight[counted]).sum() / weight.sum()
+
+
+def rate_at(recipe: Recipe, step: int) -> float:
+    """The learning rate of a step: linear warm-up, constant, linear decay over the last steps."""
+    falling = max(1.0, recipe.steps * recipe.decay)
+    left = max(0.01, min(1.0, (recipe.steps - step) / falling))
+    return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * left
+
+
+@dataclass
+class Progress:
+    """What a training run tells its caller after each step."""
+
+    stage: str
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    resume: bool = False,
+    report: Callable[[Progress], None] | None = None,
+    checkpoint_every: int = 100,
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """Train a model, writing `checkpoint.pt` into `out` on the way, and save it there at the end.
+
+    With `resume`, go on from the checkpoint, if there is one; a run that was stopped and resumed ends in
+    the same weights.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    file, start, seconds = out / "checkpoint.pt", 0, 0.0
+    resume = resume and file.exists()
+    tokenizer = AutoTokenizer.from_pretrained(out) if resume else train_tokenizer(recipe.seed, size=recipe.vocabulary)
+    model = build_model(recipe, tokenizer)
+    tokenizer.save_pretrained(out)
+    model.set_attn_implementation(
+        "eager"
+    )  # at these lengths a CPU goes backwards faster through it than through the fused kernel
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    if resume:
+        state = torch.load(file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, seconds = state["step"], state["seconds"]
+    model.train()
+    for step, batch in zip(range(start, recipe.steps), batches(recipe, tokenizer, start), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(recipe, step)
+        with torch.autocast("cpu", torch.bfloat16), noise(model, recipe, step, batch.real[:, :-1]):
+            loss = loss_of(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        spent = seconds + time.perf_counter() - begun
+        if report is not None:
+            stage = (
+                "words"
+                if step < recipe.noise_from
+                else "noise"
+                if step < recipe.steps * (1 - recipe.decay)
+                else "cooling"
+            )
+            report(Progress(stage, step + 1, recipe.steps, loss.item(), int(batch.real.sum()), spent))
+        if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+                "seconds": spent,
+            }
+            torch.save(state | {"recipe": asdict(recipe)}, file.with_suffix(".tmp"))
+            os.replace(file.with_suffix(".tmp"), file)
+    model.eval()
+    save(model, tokenizer, out)
+    return model, tokenizer
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write the weights (bfloat16), the tokenizer and the prompt sets."""
+    rounded = LlamaForCausalLM(model.config).to(torch.bfloat16)  # type: ignore[arg-type]
+    rounded.load_state_dict(model.state_dict())
+    rounded.generation_config = model.generation_config
+    rounded.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+    tokenizer.save_pretrained(out)
+    (out / "prompts").mkdir(exist_ok=True)
+    for name, rows in text.prompt_sets().items():
+        (out / "prompts" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
