@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command
+from dct.cli.terminal import Terminal, command, plain
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.prompts import PromptSet, fingerprint
 
@@ -134,6 +135,8 @@ def _table(ranking: "Ranking", top: int) -> Table:
         title=f"logit({w.shown_positive}) − logit({w.shown_negative}) after the prompt, R = {ranking.scale:.4g}",
         title_justify="left",
         header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     for heading in ("rank", "vector", "score", "change", "flipped", "damage (KL)", "alpha"):
         table.add_column(heading, justify="right")
@@ -146,7 +149,7 @@ def _table(ranking: "Ranking", top: int) -> Table:
         )
 
     for place, ranked in enumerate(ranking.vectors[:top], start=1):
-        row(str(place), ranked.vector, ranked.effect, f"{ranked.alpha:.3g}")
+        row(str(place), ranked.vector, ranked.effect, plain(ranked.alpha))
     if len(ranking.vectors) > top:
         table.add_row("…", f"({len(ranking.vectors) - top} more)", style="dim")
     table.add_section()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -273,5 +274,10 @@ def completions_table(prompt: str, names: list[str], texts: list[str]) -> Table:
 
 def _frame(prompt: str) -> Table:
     return Table(
-        title=f"[bold]{escape(prompt)}[/bold]", title_justify="left", expand=True, show_lines=True, header_style="bold"
+        title=f"[bold]{escape(prompt)}[/bold]",
+        title_justify="left",
+        expand=True,
+        show_lines=True,
+        header_style="bold",
+        box=box.ROUNDED,
     )

@@ -121,6 +121,11 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[min(7, int(8 * (v - low) / span))] for v in values)
 
 
+def plain(value: float) -> str:
+    """Three significant digits, without an exponent where that reads well."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
 def command(function: Callable[P, None]) -> Callable[P, None]:
     """Turns errors into one line on stderr and an exit code: 1, 2 for wrong usage, 130 when interrupted.
 
