@@ -45,9 +45,7 @@ CONFIGS = {
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=DEPTH, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
     ),
-    "gpt_neox": lambda: transformers.GPTNeoXConfig(
-        **{k: v for k, v in _COMMON.items() if k != "num_key_value_heads"}
-    ),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**{k: v for k, v in _COMMON.items() if k != "num_key_value_heads"}),
     "olmo2": lambda: transformers.Olmo2Config(**_COMMON),
     "mixtral": lambda: transformers.MixtralConfig(**_COMMON, num_local_experts=4),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
