@@ -1,17 +1,17 @@
 """Values and derivatives of a map f: (batch, dim) -> (batch, dim_out) with f(0) = 0 whose rows are independent.
 
-The one place that batches derivatives: rows go through f as many at a time as memory holds, and running out of memory
-halves the batch and goes on. J is the Jacobian of f at 0 and T2 its second-derivative tensor there, T2[i, j, k] with
-output index i; neither is ever materialised by what is below. Knows nothing of language models.
+The one place that takes derivatives, in batches that fit memory. J is the Jacobian of f at 0 and T2 its tensor of second
+derivatives there, T2[i, j, k] with output index i; neither is ever materialised by what is below. Knows nothing of
+language models.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dct.batching import in_batches
 from dct.errors import DctError, NonFiniteError
 
 Map = Callable[[Tensor], Tensor]
@@ -133,46 +133,13 @@ class Derivatives:
     def _batched(self, rows: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
         """Applies `rows` to the inputs, batch after batch, and joins what comes back."""
         inputs = tuple(x.to(self.device, self.dtype) for x in inputs)
-        parts: list[tuple[Tensor, ...]] = []
-        start, total = 0, len(inputs[0])
-        while start < total:
-            chunk = tuple(x[start : start + self.batch] for x in inputs)
-            result: tuple[Tensor, ...] | None = None
-            try:
-                result = tuple(y.to(self.dtype) for y in rows(*chunk))
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if self.batch == 1:
-                    raise DctError(
-                        "out of memory with a single vector: use fewer or shorter prompts, a shorter slice, "
-                        "--dtype bfloat16 or a larger device"
-                    ) from error
-            if result is None:  # outside the handler: it would keep the failed pass's tensors alive
-                self.batch = max(1, min(self.batch, len(chunk[0])) // 2)
-                release_memory(self.device)
-                continue
-            for y in result:
-                if not bool(torch.isfinite(y).all()):
-                    raise NonFiniteError("the map or its derivative is NaN or infinite: lower the scale")
-            parts.append(result)
-            start += len(chunk[0])
-            if self.on_rows is not None:
-                self.on_rows(len(chunk[0]))
+
+        def run(start: int, stop: int) -> tuple[Tensor, ...]:
+            result = tuple(y.to(self.dtype) for y in rows(*(x[start:stop] for x in inputs)))
+            if not all(bool(torch.isfinite(y).all()) for y in result):
+                raise NonFiniteError("the map or its derivative is NaN or infinite: lower the scale")
+            return result
+
+        cure = "use fewer or shorter prompts, a shorter slice, --dtype bfloat16 or a larger device"
+        parts, self.batch = in_batches(run, len(inputs[0]), self.batch, self.device, cure, self.on_rows)
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-def release_memory(device: torch.device) -> Any:
-    """Gives cached blocks back to the device, so that a smaller pass can have them."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()

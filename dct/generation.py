@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dct.derivatives import out_of_memory, release_memory
+from dct.batching import in_batches
 from dct.errors import DctError
 from dct.model import LanguageModel
 from dct.steering import steer
@@ -80,22 +80,15 @@ def complete(
     """
     if vectors is not None and len(vectors) != len(prompts):
         raise DctError(f"{len(vectors)} vectors for {len(prompts)} prompts: give one for each")
-    texts: list[str] = []
-    while len(texts) < len(prompts):
-        first = len(texts)
-        rows = [list(p) for p in prompts[first : first + batch]]
-        chosen = None if vectors is None else vectors[first : first + batch]
-        here = None if on_token is None else _shifted(on_token, first)
-        try:
-            texts += _generate(lm, rows, chosen, layer, tokens, max_new_tokens, temperature, seed, here)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(rows) == 1:
-                raise DctError("out of memory while generating one completion: lower --max-new-tokens") from error
-            batch = len(rows) // 2
-            release_memory(lm.device)
-    return texts
+
+    def run(start: int, stop: int) -> list[str]:
+        rows = [list(p) for p in prompts[start:stop]]
+        chosen = None if vectors is None else vectors[start:stop]
+        here = None if on_token is None else _shifted(on_token, start)
+        return _generate(lm, rows, chosen, layer, tokens, max_new_tokens, temperature, seed, here)
+
+    parts, _ = in_batches(run, len(prompts), batch, lm.device, "lower --max-new-tokens")
+    return [text for part in parts for text in part]
 
 
 def _shifted(on_token: OnToken, first: int) -> OnToken:

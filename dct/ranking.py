@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dct.batching import in_batches
 from dct.blocks import readout
 from dct.calibration import random_directions
-from dct.derivatives import out_of_memory, release_memory
 from dct.errors import DctError, NonFiniteError, UsageError
 from dct.factors import Factors
 from dct.model import LanguageModel
@@ -231,22 +231,15 @@ class Scorer:
         """The effect of each vector, as it stands (pass R v)."""
         vectors = vectors.to(self.lm.device, torch.float32)
         batch = max(1, min(self.slice.batch, self.harmless.batch if self.harmless is not None else 1 << 30))
-        effects: list[Effect] = []
-        while len(effects) < len(vectors):
-            theta = vectors[len(effects) : len(effects) + batch]
-            try:
-                effects += self._effects(theta)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if len(theta) == 1:
-                    raise DctError("out of memory with a single vector: rank on fewer prompts (--n)") from error
-                batch = len(theta) // 2
-                release_memory(self.lm.device)
-                continue
-            if on_rows is not None:
-                on_rows(len(theta))
-        return effects
+        parts, _ = in_batches(
+            lambda start, stop: self._effects(vectors[start:stop]),
+            len(vectors),
+            batch,
+            self.lm.device,
+            "rank on fewer prompts (--n)",
+            on_rows,
+        )
+        return [effect for part in parts for effect in part]
 
     def _effects(self, theta: Tensor) -> list[Effect]:
         moved = self._difference(self._logits(self.slice, theta))

@@ -121,7 +121,7 @@ def test_out_of_memory_with_one_row_is_the_end(poly):
             raise torch.OutOfMemoryError("out of memory")
         return poly(x)
 
-    with pytest.raises(dct.DctError, match="single vector"):
+    with pytest.raises(dct.DctError, match="single row"):
         Derivatives(full, DIM, dtype=F64).value(torch.ones(3, DIM, dtype=F64))
 
 

@@ -359,7 +359,7 @@ def test_out_of_memory_with_one_vector_is_an_error(fitted, fit, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(Slice, "__call__", only_zero)
-    fails(*fit, *SMALL, "--out", "none", says="out of memory with a single vector: use fewer or shorter prompts")
+    fails(*fit, *SMALL, "--out", "none", says="out of memory with a single row: use fewer or shorter prompts")
 
 
 def test_out_of_memory_anywhere_else_is_an_error(fitted, fit, monkeypatch):

@@ -64,7 +64,7 @@ def fit(
     trust_remote_code: o.Trust = False,
     out: o.Out = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted fit: that in --out, or the newest.")
+        bool, typer.Option("--resume", help="Go on with an interrupted fit (in --out, or the newest), as it was begun.")
     ] = False,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -185,19 +185,22 @@ def resume_recipe(out: Path | None) -> Recipe:
 
 def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
     """Calibrates, fits and saves; shows what was learned."""
+    # What can be refused is refused before the minutes that loading may take.
     if recipe.source is not None and recipe.target is not None:
         from dct.model import check_layers
 
-        check_layers(recipe.source, recipe.target)  # before the minutes that loading may take
+        check_layers(recipe.source, recipe.target)
     from dct.fitting import check_options
+    from dct.runs import new_run
 
+    if recipe.out is not None and recipe.interrupted is None:
+        _refuse_overwriting(new_run(recipe.out, ""), recipe.force)
     check_options(*(recipe.options[name] for name in ("method", "orthogonalize", "start", "beta")))
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
     lm = load_model(terminal, recipe.model, **recipe.loading)
 
     from dct.fitting import fit as fit_map
     from dct.model import default_layers
-    from dct.runs import new_run
     from dct.slice import Slice
 
     began = time.monotonic()
@@ -215,8 +218,6 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
         if interrupted
         else new_run(recipe.out, f"{short_name(recipe.model)}-{method}-{source}-{target}")
     )
-    if not interrupted:
-        _refuse_overwriting(run, recipe.force)
     config = {
         **provenance(lm, chosen),
         "loading": recipe.loading,

@@ -197,7 +197,7 @@ def run_steer(
             )
         terminal.show(completions_table(text, columns, rows))
         completions += [
-            {"prompt": text, "vector": name, "scale": 0.0 if k == 0 else R, "completion": row}
+            {"prompt": text, "vector": name.removeprefix("vector "), "scale": 0.0 if k == 0 else R, "completion": row}
             for k, (name, row) in enumerate(zip(columns, rows, strict=True))
         ]
     terminal.show(effect_table(scorer, [*zip(labels, effects, strict=True), ("a random vector", null)]))
@@ -205,7 +205,7 @@ def run_steer(
         "layer": layer,
         "scale": R,
         "effects": [
-            {"vector": label, "score": e.score, "flipped": e.flipped, "kl": e.kl}
+            {"vector": label.removeprefix("vector "), "score": e.score, "flipped": e.flipped, "kl": e.kl}
             for label, e in [
                 ("unsteered", scorer.unsteered),
                 *zip(labels, effects, strict=True),

@@ -153,7 +153,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def _explain(error: Exception) -> str:
-    from dct.derivatives import out_of_memory
+    from dct.batching import out_of_memory
 
     if out_of_memory(error):
         return "out of memory: use a smaller model, --dtype bfloat16, fewer prompts (--n) or another --device"
