@@ -1,8 +1,8 @@
 """Values and derivatives of a map f: (batch, dim) -> (batch, dim_out) with f(0) = 0 whose rows are independent.
 
-The one place that takes derivatives, in batches that fit memory. J is the Jacobian of f at 0 and T2 its tensor of second
-derivatives there, T2[i, j, k] with output index i; neither is ever materialised by what is below. Knows nothing of
-language models.
+The one place that takes derivatives, in batches that fit memory. J is the Jacobian of f at 0 and T2 the tensor of its
+second derivatives there, T2[i, j, k] with output index i; neither is ever materialised by what is below. Knows nothing
+of language models.
 """
 
 from collections.abc import Callable
