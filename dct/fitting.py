@@ -197,8 +197,8 @@ def _linear_randomized(d: Derivatives, m: int, seed: int, info: dict[str, Any], 
     """Randomized SVD of J (Halko, Martinsson and Tropp 2011): a range finder with power iterations on JVPs and VJPs.
 
     The range of J' is found first, from random output directions. Each power iteration brings it closer; they end when
-    the share of |J|^2 that the leading m directions hold has settled, however slowly the spectrum falls. Where all of
-    that would take as many passes as the whole Jacobian, the whole Jacobian it is.
+    the share of |J|^2 that the leading m directions hold has settled, however slowly the spectrum falls. Where that
+    takes as many passes as the whole Jacobian, the whole Jacobian it is.
     """
     width = min(m + max(10, m // 4), d.dim, d.dim_out)
     if 4 * width >= min(d.dim, d.dim_out):
@@ -209,6 +209,9 @@ def _linear_randomized(d: Derivatives, m: int, seed: int, info: dict[str, Any], 
     pushed = d.jvp(Q)  # rows J q_k, so J is close to pushed' Q
     held = float(torch.linalg.svdvals(pushed)[:m].square().sum())
     for iteration in range(1, POWER_ITERATIONS + 1):
+        if stages.done + 2 * width > min(d.dim, d.dim_out):
+            info["exact"] = True
+            return _linear(d, m, info, stages)
         stages.begin(f"power iteration {iteration}", rows=2 * width)
         Q = _rows_basis(d.vjp(_rows_basis(pushed)))
         pushed = d.jvp(Q)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,18 @@ def hush_the_hub() -> None:
 def load_model(terminal: Terminal, name: str, **options: Any) -> "LanguageModel":
     """Loads a model, with a spinner, and without the loading libraries' own chatter."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    with terminal.busy(f"loading {name}"):
+    local = name == DEMO or Path(name).is_dir()
+    if not local:
+        terminal.note(f"loading {name}")
+    # What the hub's library downloads has bars of its own, which a spinner would tear apart.
+    with terminal.busy(f"loading {name}") if local else nullcontext():
         import warnings
 
         warnings.filterwarnings("ignore", category=FutureWarning)
         from transformers.utils import logging
 
         logging.set_verbosity_error()
-        if not terminal.console.is_terminal or terminal.quiet:
-            logging.disable_progress_bar()
+        logging.disable_progress_bar()
         hush_the_hub()
         from dct.model import load
 
