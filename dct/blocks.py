@@ -85,6 +85,7 @@ def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> R
     def after(index: int) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             stream = stream_of(output)
+            lm.tuples = isinstance(output, tuple)
             if not bool(torch.isfinite(stream).all()):
                 raise NonFiniteError(_non_finite(lm, index, "without any steering"))
             if index == target - 1:
@@ -143,12 +144,14 @@ def readout(lm: LanguageModel, stream: Float[Tensor, "batch width"]) -> Float[Te
     nothing has to be known of what an architecture does after its blocks.
     """
     rows = stream.to(lm.dtype)[:, None]
+    if lm.tuples is None:
+        record(lm, [0], 0, 1)
 
-    def stand_aside(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
+    def stand_aside(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if lm.tuples else hidden_states
 
-    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return rows.to(hidden_states.device)
+    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return stand_aside(rows.to(hidden_states.device))
 
     ids = torch.zeros(len(rows), 1, dtype=torch.long, device=lm.device)
     with ExitStack() as stack:

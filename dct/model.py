@@ -43,6 +43,8 @@ class LanguageModel:
     layers_path: str = ""
     fingerprint: str = ""
     layers: nn.ModuleList = field(init=False, repr=False)
+    tuples: bool | None = field(init=False, repr=False, default=None)
+    """Whether its blocks return tuples; known once a prompt has been recorded (see `blocks`)."""
 
     def __post_init__(self) -> None:
         self.layers_path, self.layers = find_layers(self.model, self.layers_path)
