@@ -115,8 +115,9 @@ def fit(
         progress: called after every pass.
 
     Returns:
-        The factors, on the CPU. Exponential factors are refreshed at the end, u_l <- unit R_S(v_l), so that U is what
-        V causes; where m exceeds the directions that the start knew, `info` says how many were random.
+        The factors, on the CPU. `info` holds what the map says of itself in an `info` of its own, and how the factors
+        were found; where m exceeds the directions that the start knew, it says how many were random. Exponential
+        factors are refreshed at the end, u_l <- unit R_S(v_l), so that U is what V causes.
 
     Raises:
         UsageError: an argument that cannot be.
@@ -138,7 +139,7 @@ def fit(
     began = time.monotonic()
     d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device)
     stages = _Stages(d, progress)
-    info: dict[str, Any] = {"method": method, "factors": m, "seed": seed}
+    info: dict[str, Any] = {**getattr(f, "info", {}), "method": method, "factors": m, "seed": seed}
     if method == "linear":
         V, U, alpha, objective = _linear(d, m, info, stages)
     elif method == "linear-projected":

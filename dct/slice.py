@@ -81,7 +81,9 @@ class Slice:
         self.lm, self.source, self.target, self.positions = lm, source, target, positions
         # Vectors, means and differences are at least float32, whatever the blocks compute in.
         self.dtype = torch.promote_types(lm.dtype, torch.float32)
+        self.system = system
         self.ids = _token_ids(lm, prompts, system)
+        self.texts = [p if isinstance(p, str) else lm.decode(p) for p in prompts]
         if positions != "all" and positions < 1:
             raise DctError(f"--positions must be at least 1 or `all`, got {positions}")
         for number, row in enumerate(self.ids, start=1):
@@ -115,6 +117,22 @@ class Slice:
     @property
     def device(self) -> torch.device:
         return self.lm.device
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What factors fitted to this slice must know to be used again; JSON types only."""
+        return {
+            "model": self.lm.name,
+            "fingerprint": self.lm.fingerprint,
+            "layers": self.lm.layers_path,
+            "source": self.source,
+            "target": self.target,
+            "positions": self.positions,
+            "system": self.system,
+            "prompts": self.texts,
+            "tokens": self.tokens,
+            "residual_norm": self.residual_norm,
+        }
 
     @property
     def _unsteered(self) -> Float[Tensor, "1 width"]:

@@ -271,7 +271,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
     if factors.objective.numel() and not bool(factors.objective.isfinite().all()):
         raise DctError("the objective is not finite: lower --scale")
     seconds = round(time.monotonic() - began, 2)
-    factors.info = {**config, **factors.info, "seconds": seconds, "peak_memory": peak_memory(lm.device)}
+    factors.info = {**factors.info, **config, "seconds": seconds, "peak_memory": peak_memory(lm.device)}
     run.save_factors(factors)
     _show(terminal, run, factors)
     return run, factors
