@@ -2,7 +2,7 @@
 
     lm      = dct.load("demo")
     slice_  = dct.Slice(lm, prompts, source=4, target=8)
-    scale   = dct.calibrate(slice_, slice_.dim, ratio=0.5).scale
+    scale   = dct.calibrate(slice_, slice_.dim, ratio=0.5, limit=slice_.residual_norm).scale
     factors = dct.fit(slice_, slice_.dim, scale=scale)
     ranking = dct.rank(lm, factors, prompts)
     with dct.steer(lm, factors.V[17] * factors.scale, layer=4): ...

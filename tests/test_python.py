@@ -1,12 +1,15 @@
 """The Python interface, as the documentation shows it."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import dct
+from dct.organism import DEMO_DIR
 
 
 def test_the_tour_in_python(model_folder, prompts, workplace):
@@ -42,6 +45,15 @@ def test_the_tour_in_python(model_folder, prompts, workplace):
         [sys.executable, "-m", "dct", "rank", "factors.safetensors", "--n", "2"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not (DEMO_DIR / "model.safetensors").exists(), reason="no demo model in this installation")
+def test_the_readme_s_python_runs(capsys):
+    """The README's code block as it stands, on the demo model."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.count("[") >= 2  # two lists of completions
 
 
 def test_factors_of_a_map_that_says_nothing_need_the_layer(make_lm, prompts):
