@@ -56,7 +56,9 @@ class State:
         return len(self.objective)
 
 
-def check_options(method: str, orthogonalize: str, start: str, beta: float) -> None:
+def check_options(
+    method: str = "exponential", orthogonalize: str = "qr", start: str = "projected", beta: float = 1.0
+) -> None:
     """Refuses what no map can be fitted with, before a model is loaded for it.
 
     Raises:
@@ -185,7 +187,7 @@ def _linear(d: Derivatives, m: int, info: dict[str, Any], stages: "_Stages") -> 
 def _linear_projected(d: Derivatives, m: int, d_proj: int, seed: int, info: dict[str, Any], stages: "_Stages") -> Fit:
     """SVD of W J for d_proj random unit output directions; u_l = unit J v_l, alpha from the normal equations."""
     Vh, S = _projected_directions(d, d_proj, seed, stages)
-    kept = _rank(S, d, m)
+    kept = _informative(S, d.dim, m)
     info |= {"d_proj": d_proj, "informative": kept}
     V = Vh[:kept]
     stages.begin("responses", rows=kept)
@@ -226,15 +228,15 @@ def _linear_randomized(d: Derivatives, m: int, seed: int, info: dict[str, Any], 
 
 def _linear_factors(V: Tensor, U: Tensor, S: Tensor, m: int, info: dict[str, Any]) -> Fit:
     """The first m singular triplets; directions that J does not see at all are no factors."""
-    tiny = float(S[0]) * max(len(S), V.shape[1]) * torch.finfo(S.dtype).eps if len(S) else 0.0
-    kept = max(1, int((S[:m] > tiny).sum()))
+    kept = _informative(S, V.shape[1], m)
     info["informative"] = kept
     # U and V are orthonormal, so K is the identity and alpha the singular values.
     return V[:kept], U[:kept], S[:kept], torch.zeros(0, 3)
 
 
-def _rank(S: Tensor, d: Derivatives, m: int) -> int:
-    return max(1, min(m, int((S[0] * d.dim * torch.finfo(S.dtype).eps < S).sum())))
+def _informative(S: Tensor, dim: int, m: int) -> int:
+    """How many of the first m singular values stand above rounding; one at least."""
+    return max(1, min(m, int((S[0] * dim * torch.finfo(S.dtype).eps < S).sum())))
 
 
 def _rows_basis(rows: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Slice:
         self.packed = False
         if pack and len(self.ids) > 1:
             self._try_packing(recordings, reads)
-        self.rest = self._leave(self._unsteered)[0]
+        self.rest = self.streams(self._unsteered)[0]
 
     @property
     def dim(self) -> int:
@@ -155,19 +155,11 @@ class Slice:
         Raises:
             NonFiniteError: a block puts out NaN or infinity; the message names it.
         """
-        delta = einsum(self.weights, self.changes(theta), "targets, batch targets width -> batch width")
+        delta = einsum(self.weights, self.streams(theta) - self.rest, "targets, batch targets width -> batch width")
         # Inside a forward-mode transform the tensors are wrapped; the value pass beside it makes the same check.
         if forward_ad._current_level < 0 and not bool(torch.isfinite(delta.detach()).all()):
             raise NonFiniteError(self._blame(theta))
         return delta
-
-    def changes(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
-        """hidden_states[target](theta) - hidden_states[target](0) at every target token, prompt after prompt."""
-        return self._leave(theta) - self.rest
-
-    def streams(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
-        """hidden_states[target](theta) at every target token, prompt after prompt."""
-        return self._leave(theta)
 
     def last_entering(self) -> Float[Tensor, "prompts width"]:
         """hidden_states[source] at the last target token of each prompt, unsteered."""
@@ -175,7 +167,8 @@ class Slice:
         ends = torch.tensor([len(r) if self.positions == "all" else self.positions for r in self.ids]).cumsum(0) - 1
         return per_prompt[ends.to(per_prompt.device)]
 
-    def _leave(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
+    def streams(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
+        """hidden_states[target](theta) at every target token, prompt after prompt."""
         leaving = []
         for row in self._rows:
             stream = (row.entering.to(self.dtype) + theta[:, None]).to(self.lm.dtype)
@@ -192,7 +185,7 @@ class Slice:
         except _UnpackableError:
             return
         self._rows = rows
-        packed = self._leave(self._unsteered)[0]
+        packed = self.streams(self._unsteered)[0]
         # What the blocks wrote is the yardstick: a wrong mask or position changes a good part of it.
         written = (rest - torch.cat([r.entering[r.targets] for r in single]).to(self.dtype)).norm()
         eps = torch.finfo(self.lm.dtype).eps

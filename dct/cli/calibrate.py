@@ -24,7 +24,7 @@ def calibrate(
     ratio: o.Ratio = None,
     prompts: o.Prompts = None,
     prompt: o.Prompt = None,
-    n: o.Harmful = 8,
+    n: o.Count = 8,
     column: o.Column = None,
     system: o.System = None,
     positions: o.Positions = "3",

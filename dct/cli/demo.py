@@ -32,36 +32,11 @@ def demo(
     recipe = Recipe(
         model=DEMO,
         loading={"dtype": "float32", "device": "cpu"},
-        source=None,
-        target=None,
-        prompts=None,
-        literal=[],
-        n=8,
-        column=None,
-        system=None,
-        positions=3,
-        ratio=None,
-        scale=None,
-        options={
-            "method": "exponential",
-            "factors": FACTORS,
-            "iterations": 10,
-            "orthogonalize": "qr",
-            "start": "projected",
-            "d_proj": 32,
-            "beta": 1.0,
-            "tolerance": 0.0,
-            "seed": seed,
-        },
-        batch=None,
+        options={"method": "exponential", "factors": FACTORS, "iterations": 10, "seed": seed},
         out=out,
         force=True,
     )
-    run, factors = run_fit(terminal, recipe)
-
-    from dct.model import load
-
-    lm = load(DEMO, dtype="float32", device="cpu")
+    run, factors, lm = run_fit(terminal, recipe)
     unseen = unseen_prompts(terminal, factors.info, None, None, HARMLESS)
     harmless = harmless_prompts(factors.info, None, HARMLESS)
     _heading(terminal, "2  rank", "which of them turn a refusal into an answer", "dct rank")

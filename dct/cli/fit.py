@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dct.calibration import Calibration
     from dct.factors import Factors
     from dct.fitting import State
+    from dct.model import LanguageModel
     from dct.runs import Run
     from dct.slice import Slice
 
@@ -46,7 +47,7 @@ def fit(
     scale: o.Scale = None,
     prompts: o.Prompts = None,
     prompt: o.Prompt = None,
-    n: o.Harmful = 8,
+    n: o.Count = 8,
     column: o.Column = None,
     system: o.System = None,
     positions: o.Positions = "3",
@@ -113,7 +114,7 @@ def fit(
             out=out,
             force=force,
         )
-    run, found = run_fit(terminal, recipe)
+    run, found, _ = run_fit(terminal, recipe)
     terminal.result({"run": str(run.folder), "factors": len(found), "scale": found.scale, "info": found.info})
 
 
@@ -123,19 +124,20 @@ class Recipe:
 
     model: str
     loading: dict[str, Any]
-    source: int | None
-    target: int | None
-    prompts: str | None
-    literal: list[str]
-    n: int | None
-    column: str | None
-    system: str | None
-    positions: Any
-    ratio: float | None
-    scale: float | None
     options: dict[str, Any]
-    batch: int | None
-    out: Path | None
+    """Of `dct.fit`; what is not in here has its default there."""
+    source: int | None = None
+    target: int | None = None
+    prompts: str | None = None
+    literal: list[str] = field(default_factory=list)
+    n: int | None = 8
+    column: str | None = None
+    system: str | None = None
+    positions: Any = 3
+    ratio: float | None = None
+    scale: float | None = None
+    batch: int | None = None
+    out: Path | None = None
     force: bool = False
     interrupted: "Interrupted | None" = None
 
@@ -159,10 +161,6 @@ def resume_recipe(out: Path | None) -> Recipe:
 
     run = find_run(out, STATE)
     state, config = run.load_state()
-    options = {
-        k: config["options"][k]
-        for k in ["method", "factors", "iterations", "orthogonalize", "start", "d_proj", "beta", "tolerance", "seed"]
-    }
     return Recipe(
         model=config["model"],
         loading=config["loading"],
@@ -176,14 +174,14 @@ def resume_recipe(out: Path | None) -> Recipe:
         positions=config["positions"],
         ratio=config["lambda"],
         scale=config["scale"],
-        options=options,
+        options=config["options"],
         batch=config["batch"],
         out=run.folder,
         interrupted=Interrupted(run, state, config),
     )
 
 
-def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
+def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "LanguageModel"]:
     """Calibrates, fits and saves; shows what was learned."""
     # What can be refused is refused before the minutes that loading may take.
     if recipe.source is not None and recipe.target is not None:
@@ -195,7 +193,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
 
     if recipe.out is not None and recipe.interrupted is None:
         _refuse_overwriting(new_run(recipe.out, ""), recipe.force)
-    check_options(*(recipe.options[name] for name in ("method", "orthogonalize", "start", "beta")))
+    check_options(**{k: v for k, v in recipe.options.items() if k in ("method", "orthogonalize", "start", "beta")})
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
     lm = load_model(terminal, recipe.model, **recipe.loading)
 
@@ -219,17 +217,12 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
         else new_run(recipe.out, f"{short_name(recipe.model)}-{method}-{source}-{target}")
     )
     config = {
+        **slice_.info,
         **provenance(lm, chosen),
         "loading": recipe.loading,
-        "source": source,
-        "target": target,
         "method": method,
-        "positions": recipe.positions,
-        "system": recipe.system,
         "column": recipe.column,
         "seed": options["seed"],
-        "tokens": slice_.tokens,
-        "residual_norm": slice_.residual_norm,
         "lambda": None,
         "calibration": None,
     }
@@ -274,7 +267,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors"]:
     factors.info = {**factors.info, **config, "seconds": seconds, "peak_memory": peak_memory(lm.device)}
     run.save_factors(factors)
     _show(terminal, run, factors)
-    return run, factors
+    return run, factors, lm
 
 
 def _layers(recipe: Recipe, default: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from dct.aliases import ALIASES, DEMO
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command
-from dct.cli.work import hush_the_hub
+from dct.cli.work import hush_libraries
 from dct.organism import DEMO_DIR
 
 
@@ -57,10 +57,8 @@ def _aliases(terminal: Terminal) -> None:
 def _look(name: str, layers: str, revision: str | None, trust: bool) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    hush_the_hub()
+    hush_libraries()
     from dct.model import default_layers, find_layers, hub_answers, loading_error, resolve
 
     where = resolve(name)

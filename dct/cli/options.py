@@ -32,7 +32,7 @@ Column = Annotated[str | None, typer.Option(help="Column of the prompts file.", 
 Harmless = Annotated[
     str | None, typer.Option(help="Prompt set on which damage is measured.", show_default="the harmless set")
 ]
-Harmful = Annotated[int, typer.Option("--n", min=1, help="Use the first n prompts.")]
+Count = Annotated[int, typer.Option("--n", min=1, help="Use the first n prompts.")]
 System = Annotated[str | None, typer.Option(help="System message for the chat template.")]
 Positions = Annotated[str, typer.Option(help="Last tokens of each prompt that are read at the target, or `all`.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]

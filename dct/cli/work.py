@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from dct.runs import Run
 
 
-def hush_the_hub() -> None:
-    """The hub's library tells of every retry; what matters of it is said in one error."""
+def hush_libraries() -> None:
+    """Transformers and the hub's library tell of every bar, change and retry; what matters is said in one error."""
     import logging
+    import warnings
 
+    warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def load_model(terminal: Terminal, name: str, **options: Any) -> "LanguageModel":
@@ -32,14 +38,7 @@ def load_model(terminal: Terminal, name: str, **options: Any) -> "LanguageModel"
         terminal.note(f"loading {name}")
     # What the hub's library downloads has bars of its own, which a spinner would tear apart.
     with terminal.busy(f"loading {name}") if local else nullcontext():
-        import warnings
-
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        hush_the_hub()
+        hush_libraries()
         from dct.model import load
 
         lm = load(name, **options)
@@ -127,7 +126,7 @@ def harmless_prompts(info: dict[str, Any], origin: str | None, n: int) -> Prompt
 
 
 def provenance(lm: "LanguageModel", prompts: PromptSet) -> dict[str, Any]:
-    """What a factors file says about where it comes from."""
+    """What a factors file says about where it comes from, beside what the slice says of itself."""
     import torch
     import transformers
 
@@ -135,13 +134,10 @@ def provenance(lm: "LanguageModel", prompts: PromptSet) -> dict[str, Any]:
 
     return {
         "model": _portable(lm.name),
-        "fingerprint": lm.fingerprint,
-        "layers": lm.layers_path,
         "blocks": lm.depth,
         "width": lm.width,
         "dtype": str(lm.dtype).removeprefix("torch."),
         "device": str(lm.device),
-        "prompts": list(prompts.texts),
         "prompts_hash": fingerprint(prompts.texts),
         "prompts_origin": _portable(prompts.origin),
         "versions": {
