@@ -1,11 +1,12 @@
 """The one place that runs transformer blocks.
 
-`record` lets the model run a prompt and keeps what it handed to each block; `replay` runs those blocks again on
+`record` lets the model run prompts and keeps what it handed to each block; `replay` runs those blocks again on
 another stream; `readout` turns a stream that has left the last block into logits by the model's own norm and head.
 The model is asked, never imitated: masks, rotary embeddings and per-layer attention kinds are the ones it made.
 """
 
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
@@ -62,13 +64,22 @@ def split_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return call.pop(next(iter(call))) if args else call.pop("hidden_states"), call
 
 
-@torch.no_grad()
-def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> Recording:
-    """Runs one prompt, unpadded, up to block target-1 and keeps what entered and left the slice.
+def record(lm: LanguageModel, prompts: Sequence[Sequence[int]], source: int, target: int) -> list[Recording]:
+    """Runs prompts, unpadded, up to block target-1 and keeps what entered and left the slice.
 
     Raises:
+        DctError: the model was loaded for another slice.
         NonFiniteError: a block puts out NaN or infinity; the message names it.
     """
+    if lm.resident is None:
+        return [_recorded(lm, ids, source, target) for ids in prompts]
+    lm.require(range(source, target))
+    return _recorded_in_turn(lm, prompts, source, target)
+
+
+@torch.no_grad()
+def _recorded(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> Recording:
+    """One prompt, run by the model itself."""
     entering: list[Tensor] = []
     calls: list[Call] = []
     leaving: list[Tensor] = []
@@ -104,6 +115,66 @@ def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> R
     if not leaving:
         raise DctError(f"{lm.name} did not run through its block list {lm.layers_path}: name another with --layers")
     return Recording(entering[0], leaving[0], calls)
+
+
+@torch.no_grad()
+def _recorded_in_turn(lm: LanguageModel, prompts: Sequence[Sequence[int]], source: int, target: int) -> list[Recording]:
+    """All prompts, block after block: the weights below the slice are in memory only while their block runs."""
+    assert lm.checkpoint is not None
+    shell = lm.checkpoint.part(range(0), lm.dtype, lm.device, ends=True)
+    below = lm.checkpoint.in_turn(range(source), lm.dtype, lm.device)
+    blocks: Iterator[nn.Module] = itertools.chain(below, lm.layers[source:target])
+    first = next(blocks)
+    if lm.tuples is None:
+        stream, [call] = _handed_over(lm, shell, prompts[0], 1)
+        lm.tuples = isinstance(first(stream, **call), tuple)
+    handed = [_handed_over(lm, shell, ids, target) for ids in prompts]
+    del shell
+    streams, calls = [stream for stream, _ in handed], [calls for _, calls in handed]
+    entering = streams
+    blocks = itertools.chain([first], blocks)
+    del first  # a block that is named here would stay in memory
+    for index, block in enumerate(blocks):
+        if index == source:
+            entering = streams
+        streams = [stream_of(block(stream, **own[index])) for stream, own in zip(streams, calls, strict=True)]
+        del block
+        if not all(bool(torch.isfinite(stream).all()) for stream in streams):
+            raise NonFiniteError(_non_finite(lm, index, "without any steering"))
+    return [
+        Recording(before[0], after[0], own[source:])
+        for before, after, own in zip(entering, streams, calls, strict=True)
+    ]
+
+
+def _handed_over(
+    lm: LanguageModel, shell: PreTrainedModel, ids: Sequence[int], target: int
+) -> tuple[Tensor, list[Call]]:
+    """What a model hands to its blocks: the stream that enters block 0, and the other arguments of each block below
+    `target`; the blocks themselves stand aside."""
+    streams: list[Tensor] = []
+    calls: list[Call] = []
+
+    def stand_aside(block: nn.Module) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream, call = split_call(block, args, kwargs)
+            streams.append(stream)
+            calls.append(call)
+            if len(calls) == target:
+                raise _TargetReached
+            return (stream,) if lm.tuples else stream
+
+        return forward
+
+    with ExitStack() as stack:
+        for block in shell.get_submodule(lm.layers_path).children():
+            stack.callback(_put_back, block, block.__dict__.get("forward"))
+            block.forward = stand_aside(block)
+        with suppress(_TargetReached):
+            shell(torch.tensor([list(ids)], device=lm.device), use_cache=False)
+    if len(calls) < target:
+        raise DctError(f"{lm.name} did not run through its block list {lm.layers_path}: name another with --layers")
+    return streams[0], calls
 
 
 def replay(
@@ -143,9 +214,10 @@ def readout(lm: LanguageModel, stream: Float[Tensor, "batch width"]) -> Float[Te
     The model is run on one token a row with every block standing aside and the last one handing over `stream`, so
     nothing has to be known of what an architecture does after its blocks.
     """
+    lm.require(range(0), ends=True)
     rows = stream.to(lm.dtype)[:, None]
     if lm.tuples is None:
-        record(lm, [0], 0, 1)
+        record(lm, [[0]], 0, 1)
 
     def stand_aside(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states,) if lm.tuples else hidden_states

@@ -92,7 +92,7 @@ class Slice:
                     f"prompt {number} has {len(row)} tokens, fewer than the {positions} positions that are read: "
                     f"lengthen it or pass --positions {len(row)}"
                 )
-        recordings = [record(lm, row, source, target) for row in self.ids]
+        recordings = record(lm, self.ids, source, target)
         self.residual_norm = float(torch.cat([r.entering for r in recordings]).float().norm(dim=1).median())
         reads = [len(row) if positions == "all" else positions for row in self.ids]
         self.weights = torch.cat([torch.full((n,), 1 / (n * len(reads))) for n in reads]).to(lm.device, self.dtype)

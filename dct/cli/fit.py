@@ -12,15 +12,9 @@ from rich.markup import escape
 from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command, parse_positions, sparkline
-from dct.cli.work import (
-    fit_prompts,
-    human_bytes,
-    load_model,
-    peak_memory,
-    provenance,
-    short_name,
-)
+from dct.cli.work import fit_prompts, load_model, provenance, short_name
 from dct.errors import DctError, InterruptedFitError
+from dct.memory import human_bytes, parse_bytes, peak
 
 if TYPE_CHECKING:
     from dct.calibration import Calibration
@@ -58,6 +52,7 @@ def fit(
     tolerance: Annotated[float, typer.Option(help="Stop once V changes by less.")] = 0.0,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    memory: o.Memory = None,
     batch: o.Batch = None,
     seed: o.Seed = 0,
     layers: o.Layers = "",
@@ -88,6 +83,7 @@ def fit(
                 "layers": layers,
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
+                "memory": parse_bytes(memory),
             },
             source=source,
             target=target,
@@ -139,6 +135,8 @@ class Recipe:
     batch: int | None = None
     out: Path | None = None
     force: bool = False
+    whole: bool = False
+    """Load the whole model, for what comes after the fit."""
     interrupted: "Interrupted | None" = None
 
 
@@ -195,14 +193,19 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
         _refuse_overwriting(new_run(recipe.out, ""), recipe.force)
     check_options(**{k: v for k, v in recipe.options.items() if k in ("method", "orthogonalize", "start", "beta")})
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
-    lm = load_model(terminal, recipe.model, **recipe.loading)
+
+    def between(depth: int) -> tuple[int, int]:
+        from dct.model import default_layers
+
+        return _layers(recipe, default_layers(depth))
+
+    lm = load_model(terminal, recipe.model, between=None if recipe.whole else between, **recipe.loading)
 
     from dct.fitting import fit as fit_map
-    from dct.model import default_layers
     from dct.slice import Slice
 
     began = time.monotonic()
-    source, target = _layers(recipe, default_layers(lm.depth))
+    source, target = between(lm.depth)
     with terminal.busy("running the prompts"):
         slice_ = Slice(lm, chosen.texts, source, target, recipe.positions, recipe.system)
     _describe(terminal, slice_, len(chosen))
@@ -264,7 +267,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     if factors.objective.numel() and not bool(factors.objective.isfinite().all()):
         raise DctError("the objective is not finite: lower --scale")
     seconds = round(time.monotonic() - began, 2)
-    factors.info = {**factors.info, **config, "seconds": seconds, "peak_memory": peak_memory(lm.device)}
+    factors.info = {**factors.info, **config, "seconds": seconds, "peak_memory": peak(lm.device)}
     run.save_factors(factors)
     _show(terminal, run, factors)
     return run, factors, lm

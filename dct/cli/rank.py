@@ -12,6 +12,7 @@ from rich.table import Table
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command, plain
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
+from dct.memory import parse_bytes
 from dct.prompts import PromptSet, fingerprint
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def rank(
     system: o.System = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    memory: o.Memory = None,
     seed: o.Seed = 0,
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
@@ -51,7 +53,14 @@ def rank(
     """
     terminal = Terminal(as_json, quiet)
     opened, factors, lm = open_run(
-        terminal, run, model, force, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        terminal,
+        run,
+        model,
+        force,
+        dtype=dtype,
+        device=device,
+        memory=parse_bytes(memory),
+        trust_remote_code=trust_remote_code,
     )
     scored = unseen_prompts(terminal, factors.info, prompts, column, n)
     mild = harmless_prompts(factors.info, harmless, n)
