@@ -7,12 +7,14 @@ tying) is done.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 STRIDE = 500_000_000
 """Bytes of blocks read at a time when blocks are run in turn: small models in one go, large ones block by block."""
@@ -97,9 +99,10 @@ class Checkpoint:
 
         partial = type(kind.__name__, (kind,), {"__init__": left_out, "__module__": kind.__module__})
         where_to = {"": device} if device.type == "cuda" else None
-        model: PreTrainedModel = partial.from_pretrained(  # type: ignore[attr-defined]
-            self.where, config=self.skeleton.config, dtype=dtype, device_map=where_to, **self.options
-        )
+        with _hushed():
+            model: PreTrainedModel = partial.from_pretrained(  # type: ignore[attr-defined]
+                self.where, config=self.skeleton.config, dtype=dtype, device_map=where_to, **self.options
+            )
         return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
     def in_turn(self, blocks: range, dtype: torch.dtype, device: torch.device) -> Iterator[nn.Module]:
@@ -151,3 +154,17 @@ class Checkpoint:
         if not name.startswith(f"{self.layers_path}."):
             return None
         return int(name[len(self.layers_path) + 1 :].split(".", 1)[0])
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without transformers' list of the weights that a part leaves out, and its bar for each few blocks."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -44,6 +44,7 @@ class LanguageModel:
         checkpoint: where parts of the model can be read again, if it came from one.
         resident: the blocks whose weights are in memory; left out, all of them. The embedding and the head of a model
             that has only some of its blocks are not in memory either.
+        memory: bytes to stay within on its device; left out, what is free.
         offload: folder of the weights that accelerate brings into memory when a block runs, if any.
     """
 
@@ -54,6 +55,7 @@ class LanguageModel:
     fingerprint: str = ""
     checkpoint: Checkpoint | None = field(default=None, repr=False)
     resident: range | None = None
+    memory: int | None = None
     offload: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
     layers: nn.ModuleList = field(init=False, repr=False)
     tuples: bool | None = field(init=False, repr=False, default=None)
@@ -303,8 +305,8 @@ def load(
         if device != "map" and checkpoint.divisible and _identity(where, checkpoint.skeleton):
             blocks = range(source, target)
     placing = _Placement.of(checkpoint, blocks, dtype, place, memory)
-    if tell is not None and placing.remark:
-        tell(placing.remark)
+    for remark in placing.remarks if tell is not None else ():
+        tell(remark)
     offload = None
     try:
         if blocks is not None:
@@ -323,7 +325,17 @@ def load(
         except RuntimeError as error:
             raise DctError(f"cannot place {name} on {place}: {_first_line(error)}; try --device cpu") from error
     print_ = _identity(where, checkpoint.skeleton) or _tensor_fingerprint(model)
-    return LanguageModel(model, tokenizer, name, checkpoint.layers_path, print_, checkpoint, blocks, offload)
+    return LanguageModel(
+        model,
+        tokenizer,
+        name,
+        checkpoint.layers_path,
+        print_,
+        checkpoint=checkpoint,
+        resident=blocks,
+        memory=memory,
+        offload=offload,
+    )
 
 
 @dataclass(frozen=True)
@@ -334,45 +346,48 @@ class _Placement:
         dtype: the type they are kept and computed in.
         spills: whether they do not fit, so that some must wait in host memory or on disk.
         free: bytes that they may take on the device.
-        remark: what the user should know.
+        remarks: what the user should know.
     """
 
     dtype: torch.dtype
     spills: bool
     free: int
-    remark: str = ""
+    remarks: tuple[str, ...]
 
     @classmethod
     def of(
         cls, checkpoint: Checkpoint, blocks: range | None, dtype: str, place: torch.device, memory: int | None
     ) -> "_Placement":
         whole = blocks is None
-        count = checkpoint.parameters if blocks is None else checkpoint.count(blocks)
-        # While the prompts are run, what stands around the blocks and a few blocks below the slice are there as well.
-        passing = 0 if blocks is None else checkpoint.count(range(0), ends=True)
-        free = int(ROOM * available(place, memory))
+        # While prompts are run, what stands around the blocks and a few blocks below the slice are there as well.
+        count = checkpoint.parameters if blocks is None else checkpoint.count(blocks, ends=True)
+        size = {kind: _bytes(count, kind) + (0 if whole else STRIDE) for kind in DTYPES.values()}
+        free = available(place, memory)
+        room = int(ROOM * free)
+        what = "the model" if blocks is None else f"the slice of {len(blocks)} blocks"
         chosen = DTYPES.get(dtype)
-        size = {kind: _bytes(count + passing, kind) + (0 if whole else STRIDE) for kind in DTYPES.values()}
-        what = "the model" if whole else f"the slice's {len(blocks or ())} blocks"
-        there = f"{human_bytes(round(free / ROOM))} of memory free"
-        remark = ""
+        remarks = []
         if chosen is None and place.type == "cuda":
             chosen = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         elif chosen is None:
             chosen = _cpu_dtype(checkpoint.parameters, place)
-            if place.type == "cpu" and checkpoint.divisible and size[chosen] > free:
-                remark = f"bfloat16, since {what} would take {human_bytes(size[chosen])} in float32, with {there}"
+            if place.type == "cpu" and checkpoint.divisible and chosen == torch.float32 and size[chosen] > room:
+                remarks.append(
+                    f"bfloat16, since {what} takes {human_bytes(size[chosen])} in float32 and "
+                    f"{human_bytes(free)} of memory are free; --dtype float32 insists"
+                )
                 chosen = torch.bfloat16
-        spills = checkpoint.divisible and size[chosen] > free
+        needed, there = human_bytes(size[chosen]), f"{human_bytes(free)} of memory are free"
+        spills = checkpoint.divisible and size[chosen] > (room if whole else free)
         if spills and whole:
-            remark = (
-                f"{what} takes {human_bytes(size[chosen])} with {there}: blocks wait in host memory or on disk and "
-                "are brought in one after the other, which is slow"
+            remarks.append(
+                f"{what} takes {needed} and {there}: its blocks wait in host memory or on disk and are brought in one "
+                "after the other, which takes longer"
             )
         elif spills:
             cure = "a shorter slice" if chosen != torch.float32 else "--dtype bfloat16 or a shorter slice"
-            remark = f"{what} takes {human_bytes(size[chosen])} with {there}: expect to run out of it; try {cure}"
-        return cls(chosen, spills, free, remark)
+            remarks.append(f"{what} takes {needed} and {there}: expect to run out of it; try {cure}")
+        return cls(chosen, spills, room, tuple(remarks))
 
     def limits(self, place: torch.device) -> dict[int | str, int]:
         """What accelerate may use: the device, then host memory, then the disk."""
