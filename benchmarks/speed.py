@@ -5,11 +5,12 @@
     python benchmarks/speed.py 32b --dtype bfloat16
     python benchmarks/speed.py cpu --reference FILE      # the published research script too, from a copy of your own
 
-Models have random weights, made on the device. Every run is a process of its own, contestants take turns, and the median
-of the repeats counts. `baseline` is what the post describes, written here: float32, prompts padded to one length, vmap
-over factors, one value and gradient per factor, iteration and prompt batch through the model with a hook that adds the
-vector at s and one that reads at t; it stops at t and has no head. It does the same steps from the same start as `dct`,
-so that the factors of the two must agree; `dct` then measures strengths and random responses, which is timed with it.
+Models have random weights, made on the device. Every run is a process of its own, contestants take turns, and the
+median of the repeats counts. `baseline` is what the post describes, written here: float32, prompts padded to one length,
+vmap over factors, one value and gradient per factor, iteration and prompt through the model, with a hook that adds the
+vector at s and one that reads at t; it stops at t and has no head. Everybody does the same: the projected start from 32
+output directions, the iterations, the strengths. The factors of `dct` and of the baseline must agree; what `dct` adds,
+the response to 30 random directions, is timed with it.
 
 Useful work is what the mathematics asks for, two operations per parameter and token forwards and two backwards: every
 matrix of the blocks s..t-2, of block t-1 keys and values; the rest of that block at the target tokens alone; the tokens
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +68,7 @@ class Workload:
         rest = [torch.randint(10, self.vocabulary, (n - self.prefix - 1,), generator=g).tolist() for n in self.lengths]
         return [[*prefix, k, *row] for k, row in enumerate(rest, start=1)]
 
-    def useful(self, factors: int, strengths: bool) -> float:
+    def useful(self, factors: int) -> float:
         """Operations of a fit, as the head of this file counts them."""
         head = self.width // self.heads
         keys = 2 * self.width * self.key_heads * head
@@ -75,7 +76,7 @@ class Workload:
         tokens = self.prefix + sum(n - self.prefix for n in self.lengths)
         one = (self.target - self.source - 1) * block * tokens + keys * tokens
         one += (block - keys) * POSITIONS * len(self.lengths)
-        forwards = D_PROJ + factors * (self.iterations + 1) + (factors + 30 if strengths else 0)
+        forwards = D_PROJ + factors * (self.iterations + 2)
         backwards = D_PROJ + factors * self.iterations
         return 2.0 * one * (forwards + backwards)
 
@@ -147,18 +148,20 @@ def baseline_fit(w: Workload, device: str, dtype: torch.dtype, scale: float, bat
     longest = max(w.lengths)
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in w.ids], device=device)
     # Padded on the right: under a causal mask no token of a prompt sees its padding, so no mask is needed.
-    last = torch.tensor([len(row) for row in w.ids], device=device)[:, None] + torch.arange(-POSITIONS, 0, device=device)
+    last = torch.tensor([len(row) for row in w.ids], device=device)[:, None] + torch.arange(
+        -POSITIONS, 0, device=device
+    )
     reached: list[Tensor] = []
 
     def run(theta: Tensor, prompt: slice = slice(None)) -> Tensor:
-        def add(_: Any, args: Any, kwargs: Any) -> Any:
-            return ((args[0] + theta, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": kwargs["hidden_states"] + theta})
+        def add(_: Any, args: Any) -> Any:
+            return (args[0] + theta, *args[1:])
 
         def read(_: Any, args: Any, output: Any) -> None:
             reached.append(output)
 
         handles = [
-            model.layers[w.source].register_forward_pre_hook(add, with_kwargs=True),
+            model.layers[w.source].register_forward_pre_hook(add),
             model.layers[w.target - 1].register_forward_hook(read),
         ]
         try:
@@ -208,6 +211,11 @@ def baseline_fit(w: Workload, device: str, dtype: torch.dtype, scale: float, bat
             V = (Q * R.diagonal().sign()).T
             response, gradient = mean_over_prompts(value_and_gradient, scale * V, U)
             U, V = normalize(response, dim=1), normalize(gradient, dim=1)
+        with torch.no_grad():
+            [response] = mean_over_prompts(value, scale * V)
+        U = normalize(response, dim=1)
+        K = (U @ U.T) * torch.expm1(V @ V.T)
+        torch.linalg.solve(K, (U * response).sum(1))
         return V.float().cpu()
 
     return fit
@@ -232,7 +240,8 @@ def reference_fit(w: Workload, device: str, dtype: torch.dtype, scale: float, ba
     delta = published.DeltaActivations(sliced, target_position_indices=slice(-POSITIONS, None))
 
     def fit(factors: int, iterations: int) -> None:
-        published.ExponentialDCT(num_factors=factors).fit(
+        transcoder = published.ExponentialDCT(num_factors=factors)
+        transcoder.fit(
             delta,
             X,
             Y,
@@ -243,6 +252,7 @@ def reference_fit(w: Workload, device: str, dtype: torch.dtype, scale: float, ba
             input_scale=scale,
             max_iters=iterations,
         )
+        transcoder.rank(delta, X, Y, factor_batch_size=batch or 16)  # the strengths
 
     return fit
 
@@ -266,7 +276,6 @@ def resident(field: str) -> int:
 def run_alone(job: dict[str, Any]) -> dict[str, Any]:
     """Times one fit and its memory beyond what the model takes."""
     w, device, dtype = Workload(**job["workload"]), job["device"], getattr(torch, job["dtype"])
-    w = Workload(**{**asdict(w), "lengths": tuple(w.lengths)})
     torch.set_float32_matmul_precision("high" if job["tf32"] else "highest")
     make: dict[str, Callable[..., Fit]] = {"dct": dct_fit, "baseline": baseline_fit, "reference": reference_fit}
     extra = [job["reference"]] if job["fit"] == "reference" else []
@@ -287,7 +296,8 @@ def run_alone(job: dict[str, Any]) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
     if V is not None:
         torch.save(V, job["save"])
-    return {"seconds": seconds, "before": before, "peak": peak}
+    rate = matrix_rate(device, dtype)
+    return {"seconds": seconds, "before": before, "peak": peak, "rate": rate, "machine": machine(device)}
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
@@ -343,13 +353,14 @@ def main(
     dtype: Annotated[str, typer.Option(help="Of the blocks for `dct`; the others run in float32.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda; auto takes the GPU.")] = "auto",
     repeats: Annotated[int, typer.Option(min=1)] = 3,
+    factors: Annotated[int | None, typer.Option(help="Instead of the workload's own number.")] = None,
     batch: Annotated[int | None, typer.Option(help="Vectors in a pass for `dct`.")] = None,
     baseline_batch: Annotated[int, typer.Option(help="Vectors in a pass for the others.")] = 16,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let float32 products use TF32 on a GPU.")] = False,
     only: Annotated[str, typer.Option(help="One contestant alone: dct, baseline or reference.")] = "",
     reference: Annotated[Path | None, typer.Option(help="The published script's dct.py, to be timed too.")] = None,
     reference_packages: Annotated[Path | None, typer.Option(help="Folder with the packages it needs.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON; default benchmarks/results/WORKLOAD-DEVICE-DTYPE.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON; else under benchmarks/results.")] = None,
     alone: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Time an exponential fit beside a textbook one."""
@@ -358,13 +369,14 @@ def main(
         return
     console = Console()
     w = WORKLOADS[workload]
+    if factors is not None:
+        w = replace(w, factors=factors, baseline_factors=min(factors, w.baseline_factors))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     contestants = [f for f in FITS if (only in ("", f)) and (f != "reference" or reference is not None)]
     types = {f: dtype if f == "dct" else "float32" for f in contestants}
-    rates = {name: matrix_rate(device, getattr(torch, name)) for name in {*types.values()}}
     runs: dict[str, list[dict[str, Any]]] = {f: [] for f in contestants}
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(repeats):
@@ -387,11 +399,13 @@ def main(
         if {"dct", "baseline"} <= set(contestants) and w.baseline_factors == w.factors:
             ours, theirs = (torch.load(f"{scratch}/{f}.pt") for f in ("dct", "baseline"))
             agreement = float((ours * theirs).sum(1).mean())
+    rates = {name: max(r["rate"] for f in contestants if types[f] == name for r in runs[f]) for name in types.values()}
     results = {f: _summary(w, f, runs[f], types[f], rates[types[f]]) for f in contestants}
-    _show(console, workload, w, results, agreement, machine(device), rates, tf32)
+    where = runs[contestants[0]][0]["machine"]
+    _show(console, workload, w, results, agreement, where, rates, tf32)
     record = {
         "workload": {"name": workload, **asdict(w)},
-        "machine": machine(device),
+        "machine": where,
         "matrix_rate": rates,
         "tf32": tf32,
         "agreement": agreement,
@@ -407,14 +421,14 @@ def _summary(w: Workload, f: str, runs: list[dict[str, Any]], dtype: str, rate: 
     factors = w.factors if f == "dct" else w.baseline_factors
     measured = statistics.median(run["seconds"] for run in runs)
     # All of a fit but the 32 projected directions is proportional to its factors.
-    useful = w.useful(factors, strengths=f == "dct")
-    seconds = measured * w.useful(w.factors, strengths=f == "dct") / useful
+    useful = w.useful(factors)
+    seconds = measured * w.useful(w.factors) / useful
     return {
         "dtype": dtype,
         "factors_run": factors,
         "seconds": seconds,
         "runs": [run["seconds"] for run in runs],
-        "useful_flops": w.useful(w.factors, strengths=f == "dct"),
+        "useful_flops": w.useful(w.factors),
         "flops_per_second": useful / measured,
         "share": useful / measured / rate,
         "weights": statistics.median(run["before"] for run in runs),
@@ -432,9 +446,8 @@ def _show(
     rates: dict[str, float],
     tf32: bool,
 ) -> None:
-    table = Table(
-        title=f"{name}: {w.factors} factors, {w.iterations} iterations, slice {w.source} to {w.target} of width {w.width}"
-    )
+    title = f"{name}: {w.factors} factors, {w.iterations} iterations, slice {w.source} to {w.target}, width {w.width}"
+    table = Table(title=title)
     for heading in ("fit", "type", "seconds", "ratio", "useful GFLOP/s", "of matrix rate", "peak beyond weights"):
         table.add_column(heading, justify="right")
     ours = results.get("dct")

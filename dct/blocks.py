@@ -7,7 +7,7 @@ per-layer attention kinds are the ones it made.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -108,21 +108,27 @@ def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> R
     return Recording(entering[0], leaving[0], calls)
 
 
+def run_block(block: nn.Module, call: Call, stream: Tensor) -> Tensor:
+    """The stream that leaves a block."""
+    return stream_of(block(stream, **call))
+
+
 def replay(
-    lm: LanguageModel, source: int, calls: Sequence["Call | ReadCall"], stream: Float[Tensor, "batch tokens width"]
+    lm: LanguageModel,
+    source: int,
+    calls: Sequence["Call | ReadCall"],
+    stream: Float[Tensor, "batch tokens width"],
+    run: Callable[[nn.Module, Call, Tensor], Tensor] = run_block,
 ) -> Float[Tensor, "batch leaving width"]:
     """Runs the blocks from `source` on, one for each call, on a new stream.
 
-    Every token leaves the last block, or only those that its `ReadCall` reads.
+    Every token leaves the last block, or only those that its `ReadCall` reads. `run` is `run_block` or a compiled form
+    of it.
     """
     with _differentiable(lm):
         for block, call in zip(lm.layers[source : source + len(calls)], calls, strict=True):
-            stream = _run(block, call, stream)
+            stream = call.run(block, stream) if isinstance(call, ReadCall) else run(block, call, stream)
     return stream
-
-
-def _run(block: nn.Module, call: "Call | ReadCall", stream: Tensor) -> Tensor:
-    return call.run(block, stream) if isinstance(call, ReadCall) else stream_of(block(stream, **call))
 
 
 class ReadCall:
@@ -219,7 +225,7 @@ def locate_non_finite(
     for index, call in enumerate(calls, start=source):
         if not bool(torch.isfinite(stream).all()):
             break
-        stream = _run(lm.layers[index], call, stream)
+        stream = replay(lm, index, [call], stream)
         if not bool(torch.isfinite(stream).all()):
             return _non_finite(lm, index, "under steering")
     return f"the steered stream entering block {source} of {lm.name} is not finite: lower --scale"

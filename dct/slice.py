@@ -13,9 +13,11 @@ import torch.autograd.forward_ad as forward_ad
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils import _pytree as pytree
 
-from dct.blocks import Call, ReadCall, Recording, locate_non_finite, record, replay, token_axis
+from dct.blocks import Call, ReadCall, Recording, locate_non_finite, record, replay, run_block, token_axis
+from dct.compilation import Compiled
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel, check_layers
 
@@ -121,7 +123,7 @@ class Slice:
         self.rest = torch.cat([r.leaving[row.targets] for r, row in zip(recordings, unpacked, strict=True)]).to(
             self.dtype
         )
-        self._rows = unpacked
+        self._rows, self._run = unpacked, run_block
         # What the blocks wrote is the yardstick for other ways to run them: a wrong mask or position changes much.
         written = self.rest - torch.cat([r.entering[r.targets] for r in unpacked]).to(self.dtype)
         eps = torch.finfo(lm.dtype).eps
@@ -182,6 +184,37 @@ class Slice:
             raise NonFiniteError(self._blame(theta))
         return delta
 
+    def compile(self) -> None:
+        """Compiles the blocks, all but a narrowed last one, for values and gradients; forward mode runs as before.
+
+        The result must be what it was, for values and for gradients, or nothing changes.
+
+        Raises:
+            DctError: there is no compiler, it fails, or what it makes computes something else.
+        """
+        drawn = torch.randn(2, self.dim, generator=torch.Generator().manual_seed(0))
+        theta = self.residual_norm * normalize(drawn, dim=1).to(self.device, self.dtype)
+        plain = self._value_and_gradient(theta)
+        self._run = Compiled(run_block)
+        try:
+            compiled = self._value_and_gradient(theta)
+        except Exception as error:
+            self._run = run_block
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DctError(f"cannot compile the slice ({reason}): use --compile off") from error
+        bound = max(1e-3, 8 * torch.finfo(self.lm.dtype).eps)
+        if not all(bool((a - b).norm() <= bound * b.norm()) for a, b in zip(compiled, plain, strict=True)):
+            self._run = run_block
+            raise DctError("the compiled slice computes something else: use --compile off")
+
+    def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            alone = self(theta)
+        theta = theta.clone().requires_grad_()
+        value = self(theta)
+        [gradient] = torch.autograd.grad(value, theta, value.detach())
+        return torch.cat([alone, value.detach()]), gradient
+
     def last_entering(self) -> Float[Tensor, "prompts width"]:
         """hidden_states[source] at the last target token of each prompt, unsteered."""
         per_prompt = torch.cat([row.entering[row.targets] for row in self._rows]).float()
@@ -193,7 +226,7 @@ class Slice:
         leaving = []
         for row in self._rows:
             stream = (row.entering.to(self.dtype) + theta[:, None]).to(self.lm.dtype)
-            stream = replay(self.lm, self.source, row.calls, stream)
+            stream = replay(self.lm, self.source, row.calls, stream, self._run)
             leaving.append(stream[:, row.targets if row.leaving is None else row.leaving].to(self.dtype))
         return torch.cat(leaving, dim=1)
 

@@ -59,6 +59,7 @@ def fit(
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch: o.Batch = None,
+    compile: o.Compile = "auto",  # noqa: A002 (the option's name)
     seed: o.Seed = 0,
     layers: o.Layers = "",
     revision: o.Revision = None,
@@ -111,6 +112,7 @@ def fit(
                 "seed": seed,
             },
             batch=batch,
+            compile=compile,
             out=out,
             force=force,
         )
@@ -137,6 +139,7 @@ class Recipe:
     ratio: float | None = None
     scale: float | None = None
     batch: int | None = None
+    compile: str = "auto"
     out: Path | None = None
     force: bool = False
     interrupted: "Interrupted | None" = None
@@ -176,6 +179,7 @@ def resume_recipe(out: Path | None) -> Recipe:
         scale=config["scale"],
         options=config["options"],
         batch=config["batch"],
+        compile=config.get("compile", "off"),
         out=run.folder,
         interrupted=Interrupted(run, state, config),
     )
@@ -188,11 +192,13 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
         from dct.model import check_layers
 
         check_layers(recipe.source, recipe.target)
+    from dct.compilation import check_choice
     from dct.fitting import check_options
     from dct.runs import new_run
 
     if recipe.out is not None and recipe.interrupted is None:
         _refuse_overwriting(new_run(recipe.out, ""), recipe.force)
+    check_choice(recipe.compile)
     check_options(**{k: v for k, v in recipe.options.items() if k in ("method", "orthogonalize", "start", "beta")})
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
     lm = load_model(terminal, recipe.model, **recipe.loading)
@@ -241,6 +247,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
             "lambda": found.target,
             "calibration": {"ratio": found.ratio, "limited": found.limited, "curve": found.curve},
         }
+    config["compile"] = "on" if _compiled(terminal, slice_, recipe, options) else "off"
     saved = {**config, "options": options, "batch": recipe.batch, "scale": scale}
 
     try:
@@ -268,6 +275,41 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     run.save_factors(factors)
     _show(terminal, run, factors)
     return run, factors, lm
+
+
+def _compiled(terminal: Terminal, slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> bool:
+    """Compiles the slice if that was asked for or pays; a fit goes on without where it cannot be done."""
+    from dct.compilation import pays
+
+    def expected_seconds() -> float:
+        return _seconds_for(slice_, recipe.batch, options)
+
+    if not pays(recipe.compile, expected_seconds):
+        return False
+    began = time.monotonic()
+    try:
+        with terminal.busy("compiling the slice"):
+            slice_.compile()
+    except DctError as error:
+        terminal.warn(f"{error}; going on without")
+        return False
+    terminal.note(f"blocks compiled in {time.monotonic() - began:.3g} s")
+    return True
+
+
+def _seconds_for(slice_: "Slice", batch: int | None, options: dict[str, Any]) -> float:
+    """How long an exponential fit will take, by timing one pass; 0 for the others, which gain nothing by compiling."""
+    if options["method"] != "exponential":
+        return 0.0
+    import torch
+
+    from dct.derivatives import Derivatives
+
+    d = Derivatives(slice_, slice_.dim, batch=batch)
+    rows = torch.zeros(min(d.batch, options["factors"]), slice_.dim)
+    began = time.monotonic()
+    d.value_and_gradient(rows, rows)
+    return (time.monotonic() - began) / len(rows) * options["factors"] * (options["iterations"] + 1)
 
 
 def _layers(recipe: Recipe, default: tuple[int, int]) -> tuple[int, int]:
