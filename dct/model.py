@@ -305,8 +305,9 @@ def load(
         if device != "map" and checkpoint.divisible and _identity(where, checkpoint.skeleton):
             blocks = range(source, target)
     placing = _Placement.of(checkpoint, blocks, dtype, place, memory)
-    for remark in placing.remarks if tell is not None else ():
-        tell(remark)
+    if tell is not None:
+        for remark in placing.remarks:
+            tell(remark)
     offload = None
     try:
         if blocks is not None:

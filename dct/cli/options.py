@@ -43,6 +43,9 @@ Batch = Annotated[int | None, typer.Option(min=1, help="Vectors in one pass.", s
 Memory = Annotated[
     str | None, typer.Option(help="Memory to stay within, such as 8GB.", show_default="what is free on the device")
 ]
+Compile = Annotated[
+    str, typer.Option(help="Compile the blocks: on, off, or auto, where the fit is long enough to gain by it.")
+]
 Ratio = Annotated[
     float | None,
     typer.Option(
