@@ -20,11 +20,14 @@ COST = {"value": 1.0, "vjp": 2.0, "value_and_gradient": 2.0, "jvp": 3.0, "second
 PART = 0.15
 """Share of the work from which on a kind of pass is timed."""
 
-SPENT = 0.03
+SPENT = 0.05
 """Share of the whole time that timing may take, beyond a first row."""
 
+FIRST = 5.0
+"""Seconds below which a first row is run again: it may have borne what every first call bears, a second or two."""
+
 SOON = 0.5
-"""Seconds below which a first row is run again: it bore what every first call bears."""
+"""Seconds that timing may take in any case."""
 
 
 def fit_bytes(factors: int, dim: int, rows: int, row_bytes: int) -> int:
@@ -60,13 +63,13 @@ def seconds(f: Map, dim: int, *works: Work, batch: int | None = None) -> list[fl
         fixed, per_row = law(kind)
         return -(-rows // d.batch) * fixed + rows * per_row
 
-    return [sum(duration(kind, rows) for kind, rows in work.items()) for work in works]
+    return [float(sum(duration(kind, rows) for kind, rows in work.items())) for work in works]
 
 
 def _law(d: Derivatives, kind: str, rows: int, all_rows: float) -> tuple[float, float]:
     """Fixed seconds of a pass of one kind, and seconds of a row in it."""
     one = _timed(d, kind, 1)
-    if one < SOON:
+    if one < FIRST:
         one = min(one, _timed(d, kind, 1))
     size = min(d.batch, rows)
     while size > 1 and one * size > max(SOON, SPENT * one * all_rows):
