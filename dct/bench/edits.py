@@ -121,12 +121,12 @@ def report(w: Workshop, results: list[Result]) -> Report:
             gain, error = mean_and_error([t["gain"] for t in tries])
             damage = mean_and_error([t["damage"] for t in tries])[0]
             flipped = mean_and_error([t["flipped"] for t in tries])[0]
-            name = f"singles, mean of {len(tries)}"
+            name = f"{len(tries)} singles, mean"
             rows.append(
                 {**common, "direction": name, "gain": gain, "error": error, "flipped": flipped, "damage": damage}
             )
             best = max(tries, key=lambda t: t["gain"])
-            rows.append({**common, "direction": f"singles, best of {len(tries)}", **best, "error": None})
+            rows.append({**common, "direction": f"{len(tries)} singles, best", **best, "error": None})
             continue
         name = f"{s['how']} of {s['top']}" if s["how"] in ("mean", "svd") else s["how"]
         row = {**common, "direction": name, **{k: tries[0][k] for k in ("gain", "flipped", "damage")}, "error": None}
@@ -135,7 +135,6 @@ def report(w: Workshop, results: list[Result]) -> Report:
         rows.append(row)
     order = ("operation", "side", "direction", "gain", "error", "flipped", "damage", "complies")
     rows = [{name: row.get(name) for name in order} for row in rows]
-    rows.sort(key=lambda row: (row["operation"], row["side"]))
     if w.subject.judge is None:
         for row in rows:
             del row["complies"]
@@ -156,7 +155,7 @@ def _sentences(rows: list[dict[str, Any]]) -> list[str]:
     sentences = []
     for operation, side, post in (("add", "source", False), ("ablate", "source", True), ("ablate", "target", True)):
         mine = [r for r in rows if r["operation"] == operation and r["side"] == side]
-        singles = [r["gain"] for r in mine if r["direction"].startswith("singles, best")]
+        singles = [r["gain"] for r in mine if r["direction"].endswith("singles, best")]
         pooled = [r["gain"] for r in mine if r["direction"].startswith(("mean of", "svd of"))]
         if not singles or not pooled:
             continue

@@ -202,7 +202,7 @@ def _enumeration(report: Report, results: list[Result], none: str) -> "Figure":
 
 def _multiplicity(report: Report, results: list[Result], none: str) -> "Figure":
     figure, axes = _panels(2, width=4.6)
-    labels = list(dict.fromkeys(f"{row['judged by']}\n{row['prompts moved']}" for row in report.rows))
+    labels = list(dict.fromkeys(f"{row['by']}\n{row['moved']}" for row in report.rows))
     for ax, what, label in zip(
         axes, ("count", "mean |cos|"), ("vectors that move the prompts", "pairwise |cosine|"), strict=True
     ):

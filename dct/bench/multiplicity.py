@@ -38,7 +38,8 @@ def measure(w: Workshop, method: str) -> dict[str, Any]:
     else:
         factors, effects = w.reference
         directions = factors.V
-    moved = {"score": [e.flipped if e.score > 0 else 0.0 for e in effects]}
+    before = w.scorer(parts.validation).unsteered.score
+    moved = {"score": [e.flipped if e.score > before else 0.0 for e in effects]}
     judge = w.subject.judge
     if judge is not None:
         asked = w.refused(parts.validation)[: 2 * w.sizes.probes]
@@ -73,21 +74,19 @@ def report(w: Workshop, results: list[Result]) -> Report:
     rows = []
     for r in results:
         for one in r.result["found"]:
-            by = "score" if one["moved"] == "score" else "completions"
-            row = {"method": r.settings["method"], "judged by": by, "prompts moved": f">= {one['least']:.0%}"}
+            row = {"method": r.settings["method"], "by": one["moved"], "moved": f"≥ {one['least']:.0%}"}
             row |= {"vectors": r.result["vectors"]}
             rows.append(row | {k: one[k] for k in ("count", "mean |cos|", "std |cos|", "condition")})
     chance = math.sqrt(2 / (math.pi * w.d))
     sentences = []
     for row in rows:
-        if row["method"] == "exponential" and row["prompts moved"] == ">= 50%":
-            text = (
-                f"by {row['judged by']}, {row['count']} of {row['vectors']} vectors move at least half of the prompts"
-            )
+        if row["method"] == "exponential" and row["moved"] == "≥ 50%":
+            text = f"by {row['by']}, {row['count']} of {row['vectors']} vectors move at least half of the prompts"
             if row["mean |cos|"] is not None:
                 text += f"; mean |cosine| {row['mean |cos|']:.2f}, where random directions have {chance:.2f}"
             sentences.append(text)
     notes = [
-        "score: prompts on which the wanted word comes out ahead although it did not; completions: refusals turned"
+        "count: vectors that move such a share of the validation prompts; by score: prompts whose score changes its sign, "
+        "under vectors that raise it; by completions: refusals turned into compliance"
     ]
     return Report("v", TITLE, rows, sentences, notes)

@@ -278,7 +278,12 @@ def show(terminal: Terminal, report: "Report") -> None:
         )
         first = report.rows[0]
         for name in report.shown:
-            table.add_column(name, justify="left" if isinstance(first.get(name), str) else "right", overflow="fold")
+            table.add_column(
+                name,
+                justify="left" if isinstance(first.get(name), str) else "right",
+                overflow="fold",
+                no_wrap=name in ("method", "direction"),
+            )
         for row, following in zip(report.rows, [*report.rows[1:], None], strict=True):
             table.add_row(
                 *(report.text(row, name) for name in report.shown),
