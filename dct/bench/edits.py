@@ -97,7 +97,7 @@ def _ablation(w: Workshop) -> Trial:
 
     def trial(direction: Tensor, judged: bool) -> dict[str, Any]:
         with ablate(lm, direction):
-            found = _found(w.scorer(parts.test, parts.mild, layer=0).against(before), before.unsteered)
+            found = _found(w.fresh_scorer(parts.test, parts.mild, layer=0).against(before), before.unsteered)
             if judged and w.subject.judge is not None:
                 classes = w.classes(refused, torch.zeros(1, w.d))[0] if refused else []
                 found |= {"refusals": len(refused), "turned": classes.count(w.subject.judge.compliance)}

@@ -86,7 +86,7 @@ def report(w: Workshop, results: list[Result]) -> Report:
                 text += f"; mean |cosine| {row['mean |cos|']:.2f}, where random directions have {chance:.2f}"
             sentences.append(text)
     notes = [
-        "count: vectors that move such a share of the validation prompts; by score: prompts whose score changes its sign, "
-        "under vectors that raise it; by completions: refusals turned into compliance"
+        "count: vectors that move such a share of the validation prompts; by score: prompts whose score changes its "
+        "sign, under vectors that raise it; by completions: refusals turned into compliance"
     ]
     return Report("v", TITLE, rows, sentences, notes)

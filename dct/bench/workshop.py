@@ -1,7 +1,7 @@
 """What experiments share: fits, scores and completions, each done once."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,10 @@ METHODS = ("exponential", "quadratic", "linear-projected", "linear", "melbo")
 
 SIGNED = ("exponential", "melbo")
 """Fits whose vectors have a sense; of the others half as many are learned, and their negatives tried too."""
+
+
+KEPT = 3
+"""Scorers that are kept: those of a validation set, a test set, and one layer more."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,12 @@ class Result:
 
 @dataclass
 class Workshop:
-    """A subject, how much of everything, and what is on record."""
+    """A subject, how much of everything, what is on record, and the scorers used last."""
 
     subject: Subject
     sizes: Sizes
     records: Records
+    kept: dict[Any, Scorer] = field(default_factory=dict, repr=False)
 
     def split(self, shuffle: int = 0) -> Split:
         return split(self.subject, self.sizes, shuffle)
@@ -128,6 +133,18 @@ class Workshop:
         return found
 
     def scorer(self, prompts: Sequence[str], harmless: Sequence[str] = (), layer: int | None = None) -> Scorer:
+        """Scores of the model as it is loaded; those used last are kept, since cells come in the order of their
+        prompts and every prompt has to be run once to make one.
+        """
+        key = (tuple(prompts), tuple(harmless), layer)
+        found = self.kept.pop(key, None) or self.fresh_scorer(prompts, harmless, layer)
+        self.kept[key] = found
+        while len(self.kept) > KEPT:
+            self.kept.pop(next(iter(self.kept)))
+        return found
+
+    def fresh_scorer(self, prompts: Sequence[str], harmless: Sequence[str] = (), layer: int | None = None) -> Scorer:
+        """Scores of the model as it is now, edited perhaps."""
         s = self.subject
         return Scorer(s.lm, self.words, s.source if layer is None else layer, list(prompts), list(harmless), s.system)
 
