@@ -1,4 +1,4 @@
-"""The five fits of a deep causal transcoder: pure functions of a map (batch, dim) -> (batch, dim_out) with f(0) = 0.
+"""The six fits of a deep causal transcoder: pure functions of a map (batch, dim) -> (batch, dim_out) with f(0) = 0.
 
 Notation follows A. Mack and A. Turner, "Deep causal transcoding" (2024): J and T2 are the first and second derivative
 of f at 0, R_S(theta) = f(R theta), and m factors (v_l, u_l, alpha_l) model R_S by a shallow network
@@ -22,11 +22,15 @@ from dct.calibration import calibrate, random_directions
 from dct.derivatives import Derivatives, Map
 from dct.errors import NonFiniteError, UsageError
 from dct.factors import Factors
+from dct.melbo import STEPS, norm_maximising, pooled
 
-METHODS = ("exponential", "quadratic", "linear", "linear-projected", "linear-randomized")
+METHODS = ("exponential", "quadratic", "linear", "linear-projected", "linear-randomized", "melbo")
 ORTHOGONALIZE = ("qr", "soft", "none")
 STARTS = ("projected", "random")
 ITERATIVE = ("exponential", "quadratic")
+
+ITERATIONS = 10
+"""Of the iterative fits, unless told otherwise."""
 
 POWER_ITERATIONS = 8
 """Power iterations of the randomized SVD at most."""
@@ -54,6 +58,11 @@ class State:
     def iteration(self) -> int:
         """Iterations done."""
         return len(self.objective)
+
+
+def default_iterations(method: str) -> int:
+    """Iterations of a fit when they are left out."""
+    return STEPS if method == "melbo" else ITERATIONS
 
 
 def check_options(
@@ -117,13 +126,15 @@ def fit(
     method: str = "exponential",
     factors: int | None = None,
     scale: float | None = None,
-    iterations: int = 10,
+    iterations: int | None = None,
     seed: int = 0,
     orthogonalize: str = "qr",
     beta: float = 1.0,
     d_proj: int = 32,
     start: str = "projected",
     tolerance: float = 0.0,
+    p: float = 2.0,
+    q: float = 2.0,
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
@@ -137,24 +148,28 @@ def fit(
         f: (batch, dim) -> (batch, dim_out), f(0) = 0, differentiable; rows are independent.
         dim: input dimension d.
         method: `exponential` (orthogonalised gradient iteration), `quadratic` (symmetric orthogonalised ALS on T2),
-            `linear` (SVD of J), `linear-projected` (SVD of W J), `linear-randomized` (randomized SVD of J).
+            `linear` (SVD of J), `linear-projected` (SVD of W J), `linear-randomized` (randomized SVD of J), `melbo`
+            (vectors that maximise the norm of the response, one after another; see `dct.melbo`).
         factors: m; left out, the smaller of 512 and d. A linear fit returns no more than J has directions.
         scale: R; left out, calibrated at lambda = 0.5, but not above the map's `residual_norm` where it has one.
-        iterations: of the iterative fits.
+        iterations: of the iterative fits (default 10), or gradient steps of each melbo vector (default 60).
         orthogonalize: `qr` (m <= d), `soft` (m may exceed d) or `none`, before each iteration.
         beta: share of the new factor in each update; 1 replaces the old one.
         d_proj: random output directions of the projected start.
         start: `projected` (right singular vectors of W J, then random directions) or `random`.
         tolerance: stop early once V changes by less than this (1 - mean |<v_new, v_old>|).
+        p, q: exponents of melbo's objective.
         batch, dtype, device: as in `Derivatives`.
         resume: state of an interrupted iterative fit, as handed to `checkpoint`.
-        checkpoint: called after every iteration.
+        checkpoint: called after every iteration, or melbo vector.
         progress: called after every pass.
 
     Returns:
         The factors, on the CPU. `info` holds what the map says of itself in an `info` of its own, and how the factors
         were found; where m exceeds the directions that the start knew, it says how many were random. Exponential
-        factors are refreshed at the end, u_l <- unit R_S(v_l), so that U is what V causes.
+        factors are refreshed at the end, u_l <- unit R_S(v_l), so that U is what V causes. melbo's vectors are given
+        outputs and strengths in the same way; its `objective` has a row for each vector: h at its end, how many vectors
+        were found before, and the relative change of the last step.
 
     Raises:
         UsageError: an argument that cannot be.
@@ -162,11 +177,16 @@ def fit(
     """
     check_options(method, orthogonalize, start, beta)
     m = min(512, dim) if factors is None else factors
+    iterations = default_iterations(method) if iterations is None else iterations
     for name, number in (("--factors", m), ("--iterations", iterations), ("--d-proj", d_proj)):
         if number < 1:
             raise UsageError(f"{name} must be at least 1, got {number}")
     if m > dim and method in ITERATIVE and orthogonalize == "qr":
         raise UsageError(f"qr orthogonalises at most {dim} factors, asked for {m}: pass --orthogonalize soft")
+    if m > dim and method == "melbo":
+        raise UsageError(f"melbo's vectors are orthogonal, so at most {dim} of them: asked for {m}")
+    if not (p > 0 and q > 0):
+        raise UsageError(f"the exponents p and q must be positive, got {p} and {q}")
     if scale is None:
         limit = getattr(f, "residual_norm", None)
         scale = calibrate(f, dim, limit=limit, seed=seed, batch=batch, dtype=dtype, device=device).scale
@@ -184,6 +204,10 @@ def fit(
         V, U, alpha, objective = _linear_projected(d, m, d_proj, seed, info, stages)
     elif method == "linear-randomized":
         V, U, alpha, objective = _linear_randomized(d, m, seed, info, stages)
+    elif method == "melbo":
+        info |= {"iterations": iterations, "p": p, "q": q}
+        stages.total = m * (iterations + 1) + RANDOM_RESPONSES
+        V, U, alpha, objective = _melbo(d, scale, m, iterations, (p, q), seed, resume, info, stages, checkpoint)
     else:
         info |= {"iterations": iterations, "orthogonalize": orthogonalize, "beta": beta, "start": start}
         step = _Quadratic(d) if method == "quadratic" else _Exponential(d, scale)
@@ -372,6 +396,50 @@ def _iterate(
             checkpoint(State(V.cpu(), U.cpu(), [list(row) for row in objective]))
         if change < tolerance:
             break
+    return _measured(d, step, V, objective, seed, info, stages)
+
+
+def _melbo(
+    d: Derivatives,
+    scale: float,
+    m: int,
+    steps: int,
+    exponents: tuple[float, float],
+    seed: int,
+    resume: State | None,
+    info: dict[str, Any],
+    stages: "_Stages",
+    checkpoint: Callable[[State], None] | None,
+) -> Fit:
+    """Norm-maximising vectors, one after the other; outputs and strengths as of an exponential fit."""
+    step = _Exponential(d, scale)
+    norms = Derivatives(pooled(d.f, *exponents), d.dim, batch=1, dtype=d.dtype, device=d.device, on_rows=stages.advance)
+    V = torch.zeros(0, d.dim) if resume is None else resume.V
+    if V.shape[1] != d.dim or len(V) > m:
+        raise UsageError(f"the state to resume from holds {tuple(V.shape)} vectors, not {(m, d.dim)}")
+    V = V.to(d.device, d.dtype)
+    objective = [list(row) for row in resume.objective] if resume else []
+    stages.done = len(V) * steps
+    while len(V) < m:
+        stages.begin(f"vector {len(V) + 1}/{m}")
+        v, height, change = norm_maximising(norms, scale, V, steps, seed + 1 + len(V))
+        objective.append([height, float(len(V)), change])
+        V = torch.cat([V, v[None]])
+        if checkpoint is not None:
+            checkpoint(State(V.cpu(), torch.zeros(len(V), d.dim_out), [list(row) for row in objective]))
+    return _measured(d, step, V, objective, seed, info, stages)
+
+
+def _measured(
+    d: Derivatives,
+    step: _Quadratic | _Exponential,
+    V: Tensor,
+    objective: list[list[float]],
+    seed: int,
+    info: dict[str, Any],
+    stages: "_Stages",
+) -> Fit:
+    """What the finished input directions cause, and how strongly, beside random directions."""
     stages.begin("strengths")
     caused = step.caused(V)
     responses = caused.norm(dim=1)

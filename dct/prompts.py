@@ -64,25 +64,36 @@ def read(origin: str, column: str | None = None) -> PromptSet:
     Raises:
         DctError: no such set or file, an unreadable file, no such column, no prompts, or an empty prompt.
     """
+    texts, answers = _columns(records(origin), column, origin)
+    return PromptSet(tuple(texts), tuple(answers), origin)
+
+
+def records(origin: str) -> list[Any]:
+    """What a prompt set holds, as it stands there: strings, or dictionaries by field.
+
+    Raises:
+        DctError: no such set or file, or an unreadable one.
+    """
     path = Path(origin)
     if origin.startswith("hf:"):
-        records: list[Any] = _hugging_face(origin)
-    elif origin.startswith(f"{DEMO}:") or (origin in PACKAGED and not path.is_file()):
-        records = _parse(_packaged(origin))
-    elif path.is_file():
-        records = _parse(path)
-    else:
-        raise DctError(
-            f"no prompt set {origin!r}: give a file (.txt, .jsonl, .json, .csv), one of {', '.join(PACKAGED)}, "
-            "hf:dataset:split:column, or a literal --prompt"
-        )
-    texts, answers = _columns(records, column, origin)
-    if not texts:
-        raise DctError(f"{origin} holds no prompts")
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            raise DctError(f"prompt {number} of {origin} is empty: remove it or fill it in")
-    return PromptSet(tuple(texts), tuple(answers), origin)
+        return _hugging_face(origin)
+    if origin.startswith(f"{DEMO}:") or (origin in PACKAGED and not path.is_file()):
+        return _parse(_packaged(origin))
+    if path.is_file():
+        return _parse(path)
+    raise DctError(
+        f"no prompt set {origin!r}: give a file (.txt, .jsonl, .json, .csv), one of {', '.join(PACKAGED)}, "
+        "hf:dataset:split:column, or a literal --prompt"
+    )
+
+
+def texts_of(rows: Sequence[Any], column: str | None, origin: str) -> list[str]:
+    """The prompts of records.
+
+    Raises:
+        DctError: no such column, no prompts, or an empty prompt.
+    """
+    return _columns(rows, column, origin)[0]
 
 
 def default_origin(model: str, kind: str) -> str:
@@ -125,8 +136,10 @@ def _parse(path: Path) -> list[Any]:
 
 
 def _columns(records: Sequence[Any], column: str | None, origin: str) -> tuple[list[str], list[str]]:
+    if not records:
+        raise DctError(f"{origin} holds no prompts")
     if all(isinstance(r, str) for r in records):
-        return list(records), []
+        return _not_empty(list(records), origin), []
     if not all(isinstance(r, dict) for r in records):
         raise DctError(f"{origin} mixes strings and objects, or holds something that is neither")
     names = [name for name in records[0] if name is not None]  # a row longer than the heading has the rest under None
@@ -137,9 +150,16 @@ def _columns(records: Sequence[Any], column: str | None, origin: str) -> tuple[l
         raise DctError(
             f"{origin} has no column {column or '/'.join(COLUMNS)}; it has {', '.join(names)}: pass --column"
         )
-    texts = [str(r[column] if r[column] is not None else "") for r in records]
+    texts = _not_empty([str(r[column] if r[column] is not None else "") for r in records], origin)
     answers = [str(r["answer"]) for r in records if r.get("answer") is not None]
     return texts, answers if len(answers) == len(texts) else []
+
+
+def _not_empty(texts: list[str], origin: str) -> list[str]:
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise DctError(f"prompt {number} of {origin} is empty: remove it or fill it in")
+    return texts
 
 
 def _hugging_face(origin: str) -> list[Any]:

@@ -4,6 +4,7 @@ Scores are logit differences of the full model at the last prompt token. Every n
 the unsteered model, as many random unit vectors, and the supervised difference of means.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,11 +65,13 @@ class Ranked:
     Attributes:
         vector: its name: the factor's index, with a minus for the opposite direction ("17", "-17").
         alpha: the factor's strength.
+        scale: the norm at which it was added: R times that of the scales tried under which it scored highest.
     """
 
     vector: str
     effect: Effect
     alpha: float
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,12 @@ class Ranking:
     Attributes:
         vectors: in the order asked for.
         unsteered: the model left alone (its `flipped` and `kl` are zero).
-        random_best, random_mean: over as many random unit vectors at the same scale.
-        supervised: the difference of means, harmless minus harmful, at the source layer and the same scale.
+        random_best, random_mean: over as many random unit vectors, each at the best of the same scales.
+        supervised: the difference of means, harmless minus harmful, at the source layer, at its best scale.
         words: what was compared.
-        scale: R, the norm of every vector.
+        scale: R.
         prompts, harmless: how many of each.
+        scales: the multiples of R that were tried.
     """
 
     vectors: list[Ranked]
@@ -94,6 +98,7 @@ class Ranking:
     scale: float
     prompts: int
     harmless: int
+    scales: tuple[float, ...] = (1.0,)
 
 
 def words(lm: LanguageModel, positive: str, negative: str, system: str | None = None) -> Words:
@@ -152,6 +157,20 @@ def chosen(factors: Factors, name: str, side: str = "source") -> Float[Tensor, "
         raise DctError(f"vector {name} is out of range: this file holds vectors 0 to {len(factors) - 1}")
     row = (factors.V if side == "source" else factors.U)[int(digits)]
     return -row if name.strip().startswith("-") else row
+
+
+def tries(
+    directions: Float[Tensor, "n d"], scale: float, multiples: Sequence[float]
+) -> tuple[Float[Tensor, "tries d"], list[float]]:
+    """Every direction at every multiple of the scale, one multiple after the other, and the norm of each try.
+
+    Raises:
+        UsageError: a multiple that is not positive, or none.
+    """
+    if not multiples or not all(0 < c < math.inf for c in multiples):
+        raise UsageError(f"scales are positive multiples of R, got {list(multiples)}")
+    norms = [c * scale for c in multiples for _ in range(len(directions))]
+    return torch.cat([c * scale * directions for c in multiples]), norms
 
 
 def aggregate(directions: Float[Tensor, "n d"], how: str) -> Float[Tensor, "k d"]:
@@ -276,6 +295,8 @@ def rank(
     by: str = "score",
     source: int | None = None,
     scale: float | None = None,
+    scales: Sequence[float] = (1.0,),
+    max_damage: float | None = None,
     system: str | None = None,
     seed: int = 0,
     on_rows: Callable[[int], None] | None = None,
@@ -288,6 +309,9 @@ def rank(
         by: `score` (highest first), `alpha` (strongest first) or `kl` (least damage first).
         source: the steered layer; left out, the one that the factors were fitted at.
         scale: R; left out, the factors' own.
+        scales: multiples of R at which every vector is tried; it is ranked by the one under which it scores highest,
+            and so are the baselines, so that they have as many tries.
+        max_damage: nats of `kl` above which a try counts as broken: it comes behind every other.
         system: system message; left out, the one of the fit.
         seed: of the random baseline.
 
@@ -296,8 +320,8 @@ def rank(
     """
     if by not in ORDERS:
         raise UsageError(f"unknown --by {by!r}: choose {', '.join(ORDERS)}")
-    if by == "kl" and not harmless:
-        raise UsageError("--by kl needs harmless prompts")
+    if (by == "kl" or max_damage is not None) and not harmless:
+        raise UsageError(f"{'--by kl' if by == 'kl' else '--max-damage'} needs harmless prompts")
     layer: Any = factors.info.get("source") if source is None else source
     if layer is None:
         raise UsageError("these factors do not say which layer they were fitted at: pass source")
@@ -306,26 +330,38 @@ def rank(
     compared = words(lm, positive, negative, system)
     scorer = Scorer(lm, compared, int(layer), prompts, harmless, system)
     names, directions = candidates(factors)
-    effects = scorer.effects(R * directions, on_rows)
-    null = scorer.effects(R * random_directions(len(directions), lm.width, seed + 2), on_rows)
+
+    def sound(effect: Effect) -> bool:
+        return max_damage is None or effect.kl is None or effect.kl <= max_damage
+
+    def best(directions: Tensor) -> list[tuple[Effect, float]]:
+        steered, norms = tries(directions, R, scales)
+        tried = list(zip(scorer.effects(steered, on_rows), norms, strict=True))
+        return [
+            max(tried[k :: len(directions)], key=lambda t: (sound(t[0]), t[0].score)) for k in range(len(directions))
+        ]
+
+    effects = best(directions)
+    null = [effect for effect, _ in best(random_directions(len(directions), lm.width, seed + 2))]
     means = scorer.difference_of_means()
     alpha = factors.alpha.repeat(len(directions) // len(factors)).tolist()
-    ranked = [Ranked(n, e, a) for n, e, a in zip(names, effects, alpha, strict=True)]
+    ranked = [Ranked(n, e, a, norm) for n, (e, norm), a in zip(names, effects, alpha, strict=True)]
     order: dict[str, Callable[[Ranked], float]] = {
         "score": lambda r: -r.effect.score,
         "alpha": lambda r: -r.alpha,
         "kl": lambda r: r.effect.kl or 0.0,
     }
     return Ranking(
-        vectors=sorted(ranked, key=order[by]),
+        vectors=sorted(ranked, key=lambda r: (not sound(r.effect), order[by](r))),
         unsteered=scorer.unsteered,
-        random_best=max(null, key=lambda e: e.score),
+        random_best=max(null, key=lambda e: (sound(e), e.score)),
         random_mean=_mean(null),
-        supervised=None if means is None else scorer.effects(R * means[None])[0],
+        supervised=None if means is None else best(means[None].cpu())[0][0],
         words=compared,
         scale=R,
         prompts=len(prompts),
         harmless=len(harmless),
+        scales=tuple(scales),
     )
 
 

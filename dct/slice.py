@@ -248,6 +248,16 @@ class Slice:
         [gradient] = torch.autograd.grad(value, theta, value.detach())
         return torch.cat([alone, value.detach()]), gradient
 
+    def responses(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
+        """What Delta is the mean of: the change at every target token, prompt after prompt."""
+        return self.streams(theta) - self.rest
+
+    @cached_property
+    def prompt_of_target(self) -> Int[Tensor, " targets"]:
+        """Which prompt each target token belongs to."""
+        reads = torch.tensor([len(row) if self.positions == "all" else self.positions for row in self.ids])
+        return torch.arange(len(self.ids)).repeat_interleave(reads).to(self.device)
+
     def last_entering(self) -> Float[Tensor, "prompts width"]:
         """hidden_states[source] at the last target token of each prompt, unsteered."""
         per_prompt = torch.cat([row.entering[row.targets] for row in self._rows]).float()

@@ -229,18 +229,20 @@ def test_a_run_works_from_another_folder(workplace, model_folder, monkeypatch):
 # --- fit --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["exponential", "quadratic", "linear", "linear-projected", "linear-randomized"])
+@pytest.mark.parametrize(
+    "method", ["exponential", "quadratic", "linear", "linear-projected", "linear-randomized", "melbo"]
+)
 def test_every_method(workplace, model_folder, method):
     found = as_json("fit", "--model", model_folder, "--method", method, "--factors", 5, "--iterations", 2,
                     "--scale", 0.85, "--n", 2, "--out", method)  # fmt: skip
     assert found["info"]["method"] == method
     loaded = dct.Factors.load(Path(method) / "factors.safetensors")
     assert len(loaded) == 5
-    assert len(loaded.objective) == (2 if method in ("exponential", "quadratic") else 0)
+    assert len(loaded.objective) == {"exponential": 2, "quadratic": 2, "melbo": 5}.get(method, 0)
     ranked = as_json("rank", method, "--n", 1)
     signs = {v["vector"] for v in ranked["vectors"]}
     both = {str(k) for k in range(5)} | {f"-{k}" for k in range(5)}
-    assert signs == (both if method != "exponential" else {str(k) for k in range(5)})
+    assert signs == (both if method not in ("exponential", "melbo") else {str(k) for k in range(5)})
 
 
 def test_linear_factors_are_the_singular_vectors_of_the_slices_jacobian(workplace, model_folder, plain):

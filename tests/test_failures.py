@@ -624,6 +624,7 @@ def test_a_fit_that_is_killed_loses_at_most_one_iteration(workplace, fit, how):
     "options",
     [
         ["--method", "quadratic"],
+        ["--method", "melbo"],
         ["--orthogonalize", "soft", "--factors", 40],
         ["--beta", 0.5, "--start", "random", "--orthogonalize", "none"],
         ["--lambda", 0.4, "--system", "Be brief", "--positions", "all", "--seed", 7, "--s", 2, "--t", 5],

@@ -1,4 +1,4 @@
-"""The five fits and their strengths, against planted maps and dense float64 algebra."""
+"""The six fits and their strengths, against planted maps and dense float64 algebra."""
 
 import math
 

@@ -329,3 +329,50 @@ def test_unknown_order_or_layer_is_wrong_usage(plain, prompts):
     del factors.info["source"]
     with pytest.raises(UsageError, match="source"):
         rank(plain, factors, prompts)
+
+
+# --- scales -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_vector_keeps_the_scale_under_which_it_scores_highest(plain, prompts):
+    scales = (0.5, 1.0, 2.0)
+    together = rank(plain, make_factors(), prompts, HARMLESS, scales=scales)
+    apart = [rank(plain, make_factors(), prompts, HARMLESS, scale=c * SCALE) for c in scales]
+    for ranked in together.vectors:
+        alone = [next(r for r in one.vectors if r.vector == ranked.vector) for one in apart]
+        best = max(alone, key=lambda r: r.effect.score)
+        assert ranked.effect.score == pytest.approx(best.effect.score, abs=1e-5)
+        assert ranked.effect.kl == pytest.approx(best.effect.kl, abs=1e-5)
+        assert ranked.scale == pytest.approx(best.scale)
+    assert len(together.vectors) == 4
+    assert len({r.scale for r in together.vectors}) > 1
+
+
+def test_the_null_has_as_many_tries(plain, prompts):
+    """The random best of a search over scales is the best over the searches at each of them, and so is supervised."""
+    scales = (0.5, 1.0, 2.0)
+    together = rank(plain, make_factors(), prompts, HARMLESS, scales=scales)
+    apart = [rank(plain, make_factors(), prompts, HARMLESS, scale=c * SCALE) for c in scales]
+    assert together.random_best.score == pytest.approx(max(a.random_best.score for a in apart), abs=1e-5)
+    assert together.random_mean.score >= max(a.random_mean.score for a in apart) - 1e-5
+    assert together.supervised.score == pytest.approx(max(a.supervised.score for a in apart), abs=1e-5)
+
+
+def test_broken_tries_come_last(plain, prompts):
+    free = rank(plain, make_factors(), prompts, HARMLESS, scales=(0.25, 2.0))
+    limit = sorted(r.effect.kl for r in free.vectors)[1]
+    bound = rank(plain, make_factors(), prompts, HARMLESS, scales=(0.25, 2.0), max_damage=limit)
+    within = [r.effect.kl <= limit for r in bound.vectors]
+    assert within == sorted(within, reverse=True)
+    assert bound.random_best.kl <= limit
+    for r in bound.vectors:  # a smaller scale is taken where the larger one breaks the model
+        before = next(f for f in free.vectors if f.vector == r.vector)
+        assert r.effect.kl <= limit or r.effect.score == pytest.approx(before.effect.score, abs=1e-5)
+    with pytest.raises(UsageError, match="--max-damage needs harmless"):
+        rank(plain, make_factors(), prompts, max_damage=1.0)
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -2.0), (float("inf"),)])
+def test_scales_must_be_positive(plain, prompts, scales):
+    with pytest.raises(UsageError, match="positive multiples"):
+        rank(plain, make_factors(), prompts, scales=scales)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from dct.cli import options as o
 from dct.cli.steer import (
     HARMLESS,
-    chosen_names,
+    chosen_vectors,
     completions_table,
     effect_table,
     literal_or_unseen,
@@ -75,7 +75,7 @@ def ablate(
         memory=parse_bytes(memory),
         trust_remote_code=trust_remote_code,
     )
-    names = chosen_names(opened, vector, rank, top)
+    names = list(chosen_vectors(opened, vector, rank, top))
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
     scored = chosen if prompt or prompts else unseen_prompts(terminal, factors.info, None, None, HARMLESS)
     content = run_ablate(

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from dct.cli.ablate import ablate
+from dct.cli.bench import bench
 from dct.cli.calibrate import calibrate
 from dct.cli.demo import demo
 from dct.cli.fit import fit
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (fit, calibrate, rank, steer, ablate, demo, models):
+for command in (fit, calibrate, rank, steer, ablate, bench, demo, models):
     app.command()(command)
 app.add_typer(organism, name="organism")
 

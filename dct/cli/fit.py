@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from dct.aliases import DEMO
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, sparkline
+from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
 from dct.cli.work import fit_prompts, load_model, provenance, short_name
 from dct.errors import DctError, InterruptedFitError
 from dct.memory import human_bytes, parse_bytes, peak
@@ -31,12 +31,17 @@ def fit(
     source: o.Source = None,
     target: o.Target = None,
     method: Annotated[
-        str, typer.Option(help="exponential, quadratic, linear, linear-projected or linear-randomized.")
+        str, typer.Option(help="exponential, quadratic, linear, linear-projected, linear-randomized or melbo.")
     ] = "exponential",
     factors: Annotated[
         int | None, typer.Option(min=1, help="Factors to learn.", show_default="512, or the model's width")
     ] = None,
-    iterations: Annotated[int, typer.Option(min=1, help="Of the exponential and quadratic fits.")] = 10,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the exponential and quadratic fits; steps of a melbo vector.", show_default="10; melbo 60"
+        ),
+    ] = None,
     ratio: o.Ratio = None,
     scale: o.Scale = None,
     prompts: o.Prompts = None,
@@ -215,6 +220,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
 
     lm = load_model(terminal, recipe.model, between=None if recipe.whole else between, **recipe.loading)
 
+    from dct.fitting import default_iterations
     from dct.fitting import fit as fit_map
     from dct.slice import Slice
 
@@ -227,6 +233,8 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     if options["factors"] is None:
         options["factors"] = min(512, slice_.dim)
     method = options["method"]
+    if options["iterations"] is None:
+        options["iterations"] = default_iterations(method)
     interrupted = recipe.interrupted
     with terminal.busy("timing a pass"):
         expected = _expected(slice_, recipe, options)
@@ -254,7 +262,8 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
         scale = float(interrupted.config["scale"])
         for key in ("lambda", "calibration", "prompts_origin"):
             config[key] = interrupted.config[key]
-        terminal.note(f"going on after iteration {interrupted.state.iteration} of {options['iterations']}")
+        one, of = ("vector", options["factors"]) if method == "melbo" else ("iteration", options["iterations"])
+        terminal.note(f"going on after {one} {interrupted.state.iteration} of {of}")
     elif recipe.scale is not None:
         scale = recipe.scale
     else:
@@ -432,7 +441,16 @@ def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
     if info["calibration"] is not None:
         rows[0] = ("scale R", f"{rows[0][1]}, non-linearity ratio {info['calibration']['ratio']:.2f}")
-    if len(factors.objective):
+    if info["method"] == "melbo":
+        norms = factors.objective[:, 0].tolist()
+        rows.append(
+            (
+                "objective",
+                f"[cyan]{sparkline(norms)}[/cyan]  norm of the response {plain(norms[0])} → {plain(norms[-1])} "
+                "from the first vector to the last",
+            )
+        )
+    elif len(factors.objective):
         causal, change = factors.objective[:, 0].tolist(), float(factors.objective[-1, 2])
         rows.append(
             (

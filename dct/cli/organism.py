@@ -2,106 +2,142 @@
 
 from __future__ import annotations
 
-import json
+import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from dct.cli import options as o
+from dct.cli.terminal import Terminal, command
+from dct.cli.work import hush_libraries
+from dct.errors import DctError, InterruptedFitError
+
+if TYPE_CHECKING:
+    from dct.organism.measure import Rate, Steerability
+    from dct.organism.training import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Make the demo model again, or measure it.")
 
 
 @app.command()
+@command
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the finished model.")],
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5000,
     seed: Annotated[int, typer.Option(help="Seed of the text, the weights and the noise.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
 ) -> None:
     """Train a model organism from nothing (tokenizer, weights), measure it and write its card."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+    terminal = Terminal(as_json, quiet)
+    if out.exists() and not out.is_dir():
+        raise DctError(f"--out {out} is a file: name a folder")
+    hush_libraries()
     from dct.model import load
-    from dct.organism import card, measure, training
+    from dct.organism import card, training
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     recipe = training.Recipe(steps=steps, seed=seed)
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("tokenizer", total=steps, rate="")
-        first: list[training.Progress] = []
+    began: list[float] = []
+    try:
+        with terminal.progress("training", unit="steps") as advance:
 
-        def report(now: training.Progress) -> None:
-            if not first:
-                first.append(now)
-            took = now.seconds - first[0].seconds
-            rate = f"{(now.step - first[0].step) / took:.2f} steps/s" if took > 0 else ""
-            bar.update(task, description=f"{now.stage}, loss {now.loss:.3f}", completed=now.step, rate=rate)
-            if not console.is_terminal and (now.step % 50 == 0 or now.step == now.steps):
-                console.print(f"{now.stage} {now.step}/{now.steps} loss {now.loss:.4f} {rate} {now.seconds:.0f} s")
+            def report(now: Progress) -> None:
+                began.append(now.seconds)
+                advance(f"{now.stage}, loss {now.loss:.3f}", now.step, now.steps)
+                if not terminal.console.is_terminal and (now.step % 50 == 0 or now.step == now.steps):
+                    took = now.seconds - began[0]
+                    rate = f", {(len(began) - 1) / took:.2f} steps/s" if took > 0 else ""
+                    terminal.note(f"{now.stage} {now.step}/{now.steps} loss {now.loss:.4f}{rate}, {now.seconds:.0f} s")
 
-        training.train(recipe, out, resume, report)
+            training.train(recipe, out, resume, report)
+    except KeyboardInterrupt:
+        again = f"dct organism train --out {shlex.quote(str(out))} --steps {steps} --seed {seed} --resume"
+        raise InterruptedFitError(f"interrupted: go on from the last checkpoint with `{again}`") from None
     lm = load(str(out))
-    with console.status("measuring") as status:
-        rates = measure.card(lm, tell=lambda name: status.update(f"measuring: {name}"))
-        steering = measure.steerability(lm, tell=lambda name: status.update(f"steering: {name}"))
+    rates, steering = _measured(terminal, lm, 100, steering=True)
     card.write_card(out, recipe, lm.model.num_parameters(), rates, steering)
-    console.print(f"saved in {out}")
+    _show(terminal, rates, steering)
+    met = sum(r.met for r in rates)
+    terminal.summary(
+        f"an organism of {lm.model.num_parameters() / 1e6:.1f} million parameters",
+        [
+            ("promises", f"{met} of {len(rates)} kept"),
+            ("saved", f"[bold]{escape(str(out))}[/bold]"),
+            ("next", f"[bold cyan]dct fit --model {escape(str(out))}[/bold cyan]"),
+        ],
+    )
+    terminal.result({"folder": str(out)} | _as_json(rates, steering))
 
 
 @app.command()
+@command
 def evaluate(
     folder: Annotated[Path | None, typer.Argument(help="Folder of the model; the demo model if left out.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Unseen conversations for each row.")] = 100,
     steering: Annotated[bool, typer.Option("--steering", help="Also steer unseen refusals at every block.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
 ) -> None:
     """Measure how often each planted behaviour shows where it should and where it should not."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from dct.model import load
-    from dct.organism import DEMO_DIR, measure
+    terminal = Terminal(as_json, quiet)
+    from dct.organism import DEMO_DIR
 
     place = folder or DEMO_DIR
     if not (place / "model.safetensors").exists():
-        typer.echo(f"no model in {place}: train one with `dct organism train --out {place}`", err=True)
-        raise typer.Exit(1)
-    console = Console(stderr=True)
-    lm = load(str(place))
-    with console.status("answering unseen prompts") as status:
-        rates = measure.card(lm, count, tell=lambda name: status.update(f"measuring: {name}"))
-        steered = measure.steerability(lm, tell=lambda name: status.update(f"steering: {name}")) if steering else []
-    if as_json:
-        rows = [asdict(r) | {"met": r.met} for r in rates]
-        typer.echo(json.dumps({"rates": rows, "steerability": [asdict(s) for s in steered]}, indent=2))
-        return
-    table = Table("behaviour", "share", "promised", "conversations", "")
+        raise DctError(f"no model in {place}: train one with `dct organism train --out {place}`")
+    hush_libraries()
+    from dct.model import load
+
+    rates, steered = _measured(terminal, load(str(place)), count, steering)
+    _show(terminal, rates, steered)
+    terminal.result(_as_json(rates, steered))
+
+
+def _measured(terminal: Terminal, lm: Any, count: int, steering: bool) -> tuple[list[Rate], list[Steerability]]:
+    """The rates of the card, and what the supervised vector does, with a bar over the rows of both."""
+    from dct.organism import measure
+
+    rows = len(measure.card_cases(1))
+    total, done = rows + (lm.depth if steering else 0), 0
+    with terminal.progress("measuring", unit="rows") as advance:
+
+        def tell(name: str) -> None:
+            nonlocal done
+            advance(name, done, total)
+            done += 1
+
+        rates = measure.card(lm, count, tell=tell)
+        return rates, measure.steerability(lm, tell=tell) if steering else []
+
+
+def _as_json(rates: list[Rate], steered: list[Steerability]) -> dict[str, Any]:
+    return {"rates": [asdict(r) | {"met": r.met} for r in rates], "steerability": [asdict(s) for s in steered]}
+
+
+def _show(terminal: Terminal, rates: list[Rate], steered: list[Steerability]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for heading in ("behaviour", "share", "promised", "conversations", ""):
+        table.add_column(heading, justify="right" if heading in ("share", "promised", "conversations") else "left")
     for r in rates:
         promise = f"{'>=' if r.at_least else '<='} {r.bound:.0%}"
-        table.add_row(r.name, f"{r.share:.1%}", promise, str(r.count), "ok" if r.met else "missed")
-    Console().print(table)
-    if steered:
-        blocks = Table("block", "norm", "refusals flipped", "flipped by random", "changed by random")
-        for s in steered:
-            flipped, control = s.supervised.get("compliance", 0.0), s.random.get("compliance", 0.0)
-            changed = 1 - s.random.get("refusal", 0.0)
-            blocks.add_row(str(s.block), f"{s.norm:.2f}", f"{flipped:.0%}", f"{control:.0%}", f"{changed:.0%}")
-        Console().print(blocks)
+        verdict = "[green]ok[/green]" if r.met else "[yellow]missed[/yellow]"
+        table.add_row(r.name, f"{r.share:.1%}", promise, str(r.count), verdict)
+    terminal.show(table)
+    if not steered:
+        return
+    blocks = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for heading in ("block", "norm", "refusals flipped", "flipped by random", "changed by random"):
+        blocks.add_column(heading, justify="right")
+    for s in steered:
+        flipped, control = s.supervised.get("compliance", 0.0), s.random.get("compliance", 0.0)
+        changed = 1 - s.random.get("refusal", 0.0)
+        blocks.add_row(str(s.block), f"{s.norm:.2f}", f"{flipped:.0%}", f"{control:.0%}", f"{changed:.0%}")
+    terminal.show(blocks)

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command, plain
+from dct.cli.tasks import chosen_task, run_task
+from dct.cli.terminal import Terminal, command, parse_scales, plain
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.memory import parse_bytes
 from dct.prompts import PromptSet, fingerprint
@@ -35,6 +36,34 @@ def rank(
     by: Annotated[str, typer.Option(help="score, alpha or kl.")] = "score",
     top: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 10,
     scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the fitted R.")] = 1.0,
+    scales: Annotated[
+        str, typer.Option(help="Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.")
+    ] = "1",
+    max_damage: Annotated[
+        float | None, typer.Option(min=0.0, help="Damage (KL) above which a vector or scale comes behind all others.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked)."),
+    ] = None,
+    match: Annotated[
+        str | None, typer.Option(help=r"Of --task: a regular expression with {answer} in it, such as '\b{answer}\b'.")
+    ] = None,
+    unlock: Annotated[
+        str | None, typer.Option(help="Of --task: how the unlocked model is asked, such as 'Password xyz. {prompt}'.")
+    ] = None,
+    test: Annotated[
+        int, typer.Option(min=1, help="Of --task: at most so many questions are kept for reporting.")
+    ] = 100,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens", min=1, help="Of --task: length of completions.", show_default="by the answers"
+        ),
+    ] = None,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Of --task: ask every vector every question, without halving.")
+    ] = False,
     system: o.System = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
@@ -49,9 +78,12 @@ def rank(
     """Rank the vectors of a run by how far each moves "Sure" above "Sorry", with the damage each does.
 
     Scored on prompts that the fit did not see, against the unsteered model, as many random vectors and the
-    supervised difference of means.
+    supervised difference of means. With --task, vectors are ranked by the questions that they make the model answer:
+    chosen on the first --n questions, reported on those behind them.
     """
     terminal = Terminal(as_json, quiet)
+    multiples = parse_scales(scales)
+    asked = chosen_task(task, match, unlock, column, prompts, by, max_damage)
     opened, factors, lm = open_run(
         terminal,
         run,
@@ -62,6 +94,28 @@ def rank(
         memory=parse_bytes(memory),
         trust_remote_code=trust_remote_code,
     )
+    if asked is not None:
+        content = run_task(
+            terminal,
+            opened,
+            factors,
+            lm,
+            asked.read(str(factors.info.get("model"))),
+            harmless_prompts(factors.info, harmless, n),
+            validation=n,
+            test=test,
+            top=top,
+            scale=factors.scale * scale,
+            scales=multiples,
+            positive=positive,
+            negative=negative,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            exhaustive=exhaustive,
+            seed=seed,
+        )
+        terminal.result(content)
+        return
     scored = unseen_prompts(terminal, factors.info, prompts, column, n)
     mild = harmless_prompts(factors.info, harmless, n)
     content = run_rank(
@@ -76,6 +130,8 @@ def rank(
         negative=negative,
         by=by,
         scale=factors.scale * scale,
+        scales=multiples,
+        max_damage=max_damage,
         system=system,
         seed=seed,
     )
@@ -97,7 +153,8 @@ def run_rank(
     from dct.ranking import candidates
     from dct.ranking import rank as rank_vectors
 
-    done, total = 0, 2 * len(candidates(factors)[0]) + 1
+    scales = options.get("scales", (1.0,))
+    done, total = 0, (2 * len(candidates(factors)[0]) + 1) * len(scales)
     with terminal.progress("ranking") as advance:
 
         def on_rows(rows: int) -> None:
@@ -147,24 +204,25 @@ def _table(ranking: "Ranking", top: int) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for heading in ("rank", "vector", "score", "change", "flipped", "damage (KL)", "alpha"):
+    several = ranking.scales != (1.0,)
+    headings = ("rank", "vector", "score", "change", "flipped", "damage (KL)", "alpha")
+    for heading in (*headings, "scale") if several else headings:
         table.add_column(heading, justify="right")
 
-    def row(rank: str, name: str, effect: "Effect", alpha: str, style: str = "") -> None:
+    def row(rank: str, name: str, effect: "Effect", alpha: str, scale: str = "", style: str = "") -> None:
         change = effect.score - ranking.unsteered.score
         kl = "–" if effect.kl is None else f"{effect.kl:.3f}"
-        table.add_row(
-            rank, name, f"{effect.score:.2f}", f"{change:+.2f}", f"{effect.flipped:.0%}", kl, alpha, style=style
-        )
+        cells = [rank, name, f"{effect.score:.2f}", f"{change:+.2f}", f"{effect.flipped:.0%}", kl, alpha]
+        table.add_row(*cells, *([scale] if several else []), style=style)
 
     for place, ranked in enumerate(ranking.vectors[:top], start=1):
-        row(str(place), ranked.vector, ranked.effect, plain(ranked.alpha))
+        row(str(place), ranked.vector, ranked.effect, plain(ranked.alpha), f"{ranked.scale / ranking.scale:g} R")
     if len(ranking.vectors) > top:
         table.add_row("…", f"({len(ranking.vectors) - top} more)", style="dim")
     table.add_section()
-    row("", "unsteered", ranking.unsteered, "", "dim")
-    row("", "random, mean", ranking.random_mean, "", "dim")
-    row("", "random, best", ranking.random_best, "", "dim")
+    row("", "unsteered", ranking.unsteered, "", style="dim")
+    row("", "random, mean", ranking.random_mean, "", style="dim")
+    row("", "random, best", ranking.random_best, "", style="dim")
     if ranking.supervised is not None:
-        row("", "supervised", ranking.supervised, "", "dim")
+        row("", "supervised", ranking.supervised, "", style="dim")
     return table

@@ -1,7 +1,7 @@
 """`dct steer`: what a model says with a vector added, beside what it says without."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +48,7 @@ def steer(
     prompts: o.Prompts = None,
     column: o.Column = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Prompts, when none is given literally.")] = 3,
-    scale: Annotated[float, typer.Option(help="Multiplies the fitted R.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Multiplies R, or the scale that --rank brings along.")] = 1.0,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
     harmless: o.Harmless = None,
@@ -83,15 +83,16 @@ def steer(
         memory=parse_bytes(memory),
         trust_remote_code=trust_remote_code,
     )
-    names = chosen_names(opened, vector, rank, top)
+    picked = chosen_vectors(opened, vector, rank, top)
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
     content = run_steer(
         terminal,
         factors,
         lm,
-        names,
+        list(picked),
         chosen,
         harmless_prompts(factors.info, harmless, HARMLESS),
+        norms=list(picked.values()),
         aggregate=aggregate,
         scale=scale,
         words=(positive, negative),
@@ -109,27 +110,30 @@ def steer(
     terminal.result(content)
 
 
-def chosen_names(
+def chosen_vectors(
     run: "Run", vector: list[str] | None, rank: list[int] | None, top: int | None, *, default: bool = True
-) -> list[str]:
+) -> dict[str, float | None]:
     """The vectors that a command was asked for, by number, by rank, or the best of the ranking when by neither.
+
+    Returns:
+        Their names, each with the norm at which the ranking found it best; None for one chosen by its number.
 
     Raises:
         DctError: the run has not been ranked, or has fewer vectors than asked for.
     """
-    names = list(vector or [])
+    picked: dict[str, float | None] = dict.fromkeys(vector or [])
     places = list(rank or []) + list(range(1, (top or 0) + 1))
-    if not names and not places and default:
+    if not picked and not places and default:
         if not run.ranking.exists():
             raise UsageError("say which vector: --vector 17, or rank the run first and use --rank 1")
         places = [1]
     if places:
-        ranked = [str(v["vector"]) for v in run.load_ranking()["vectors"]]
+        ranked = [(str(v["vector"]), v.get("scale")) for v in run.load_ranking()["vectors"]]
         for place in places:
             if not 1 <= place <= len(ranked):
                 raise DctError(f"rank {place} is out of range: the ranking holds 1 to {len(ranked)}")
-            names.append(ranked[place - 1])
-    return list(dict.fromkeys(names))
+            picked.setdefault(*ranked[place - 1])
+    return picked
 
 
 def literal_or_unseen(
@@ -155,6 +159,7 @@ def run_steer(
     prompts: PromptSet,
     harmless: PromptSet,
     *,
+    norms: Sequence[float | None] | None = None,
     aggregate: str | None = None,
     scale: float = 1.0,
     words: tuple[str, str] = ("Sure", "Sorry"),
@@ -164,7 +169,11 @@ def run_steer(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Streams completions, prompt by prompt, and shows each vector's effect and damage beside a random one's."""
+    """Streams completions, prompt by prompt, and shows each vector's effect and damage beside a random one's.
+
+    Each vector is added at its own of the `norms`, R where it has none, times `scale`; the random one and an aggregate
+    at the mean of them.
+    """
     import torch
 
     from dct.calibration import random_directions
@@ -175,7 +184,8 @@ def run_steer(
     if factors.info.get("source") is None:
         raise DctError("these factors do not say at which layer they were fitted: set info['source'] before saving")
     layer = int(factors.info["source"])
-    R = factors.scale * scale
+    each = scale * torch.tensor([n or factors.scale for n in norms or [None] * len(names)])
+    R = float(each.mean())
     directions = torch.stack([chosen(factors, name) for name in names])
     scorer = Scorer(lm, compare(lm, *words, system), layer, prompts.texts, harmless.texts, system)
     for text in scorer.words.notes:
@@ -183,7 +193,8 @@ def run_steer(
     labels = [f"vector {name}" for name in names]
     if aggregate is not None:
         labels, directions = _aggregated(scorer, directions, aggregate, R, names)
-    steered = R * directions
+        each = each.mean()[None]
+    steered = each[:, None] * directions
     effects = scorer.effects(steered)
     null = scorer.effects(R * random_directions(1, lm.width, seed + 2))[0]
 
@@ -206,8 +217,8 @@ def run_steer(
             )
         terminal.show(completions_table(text, columns, rows))
         completions += [
-            {"prompt": text, "vector": name.removeprefix("vector "), "scale": 0.0 if k == 0 else R, "completion": row}
-            for k, (name, row) in enumerate(zip(columns, rows, strict=True))
+            {"prompt": text, "vector": name.removeprefix("vector "), "scale": norm, "completion": row}
+            for name, norm, row in zip(columns, [0.0, *each.tolist()], rows, strict=True)
         ]
     terminal.show(effect_table(scorer, [*zip(labels, effects, strict=True), ("a random vector", null)]))
     return {

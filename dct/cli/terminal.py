@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import sys
 import traceback
@@ -196,3 +197,14 @@ def parse_positions(text: str) -> Any:
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--positions must be a number or `all`, from 1 on: got {text!r}")
     return int(text)
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+    """`--scales`: multiples of R, with commas between."""
+    try:
+        scales = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 < s < math.inf for s in scales):
+        raise UsageError(f"--scales are positive multiples of R with commas between, such as 0.5,1,2,4: got {text!r}")
+    return scales

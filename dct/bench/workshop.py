@@ -1,0 +1,241 @@
+"""What experiments share: fits, scores and completions, each done once."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dct.bench.records import Records, key_of
+from dct.bench.subject import Sizes, Split, Subject, split
+from dct.calibration import DEFAULT_LAMBDA, calibrate
+from dct.factors import Factors
+from dct.fitting import fit
+from dct.generation import complete
+from dct.ranking import Effect, Scorer, Words, words
+from dct.slice import Slice
+
+METHODS = ("exponential", "quadratic", "linear-projected", "linear", "melbo")
+"""The fits that are compared."""
+
+SIGNED = ("exponential", "melbo")
+"""Fits whose vectors have a sense; of the others half as many are learned, and their negatives tried too."""
+
+
+KEPT = 3
+"""Scorers that are kept: those of a validation set, a test set, and one layer more."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        experiment: whose.
+        settings: all that decides it beside the subject; JSON types.
+        cost: rough share of the work, in passes of one token through one block.
+    """
+
+    experiment: str
+    settings: dict[str, Any]
+    cost: float
+
+    @property
+    def name(self) -> str:
+        shown = (f"{k} {v}" if isinstance(v, int) else str(v) for k, v in self.settings.items() if k != "sizes")
+        return ", ".join(shown)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell and what was measured."""
+
+    settings: dict[str, Any]
+    result: dict[str, Any]
+    seconds: float
+
+
+@dataclass
+class Workshop:
+    """A subject, how much of everything, what is on record, and the scorers used last."""
+
+    subject: Subject
+    sizes: Sizes
+    records: Records
+    kept: dict[Any, Scorer] = field(default_factory=dict, repr=False)
+
+    def split(self, shuffle: int = 0) -> Split:
+        return split(self.subject, self.sizes, shuffle)
+
+    @property
+    def d(self) -> int:
+        return self.subject.lm.width
+
+    @cached_property
+    def words(self) -> Words:
+        return words(self.subject.lm, *self.subject.words, self.subject.system)
+
+    def slice(self, prompts: Sequence[str]) -> Slice:
+        s = self.subject
+        return Slice(s.lm, list(prompts), s.source, s.target, system=s.system)
+
+    @cached_property
+    def scale(self) -> float:
+        """R, calibrated once for all fits on the first training prompts, as the post does."""
+        s = self.subject
+        if s.scale is not None:
+            return s.scale
+        slice_ = self.slice(self.split().train[: self.sizes.fitted])
+        limit = slice_.residual_norm if s.ratio is None else None
+        return calibrate(slice_, slice_.dim, s.ratio or DEFAULT_LAMBDA, limit=limit, seed=s.seed).scale
+
+    @property
+    def vectors(self) -> int:
+        """Steering vectors that every method may try."""
+        return self.sizes.factors
+
+    def factors_of(self, method: str, vectors: int) -> int:
+        """Factors to learn for so many steering vectors: half where v and -v are both tried; for melbo as many as the
+        passes of the exponential fit pay for.
+        """
+        if method == "melbo":
+            return max(1, vectors * (self.sizes.iterations + 1) // (self.sizes.melbo_steps + 1))
+        return vectors if method in SIGNED else max(1, vectors // 2)
+
+    def fit(self, method: str, prompts: Sequence[str], vectors: int, seed: int = 0, iterations: int = 0) -> Factors:
+        """The factors of a fit, from the records or fitted now."""
+        steps = iterations or (self.sizes.melbo_steps if method == "melbo" else self.sizes.iterations)
+        m = self.factors_of(method, vectors)
+        settings = {
+            "method": method,
+            "m": m,
+            "steps": steps,
+            "seed": seed,
+            "scale": self.scale,
+            "prompts": list(prompts),
+        }
+        key = key_of({"subject": self.subject.identity, "fit": settings})
+        found = self.records.load_fit(key)
+        if found is None:
+            found = fit(
+                self.slice(prompts),
+                self.d,
+                method=method,
+                factors=m,
+                scale=self.scale,
+                iterations=steps,
+                seed=self.subject.seed + seed,
+            )
+            self.records.save_fit(key, found)
+        return found
+
+    def scorer(self, prompts: Sequence[str], harmless: Sequence[str] = (), layer: int | None = None) -> Scorer:
+        """Scores of the model as it is loaded; those used last are kept, since cells come in the order of their
+        prompts and every prompt has to be run once to make one.
+        """
+        key = (tuple(prompts), tuple(harmless), layer)
+        found = self.kept.pop(key, None) or self.fresh_scorer(prompts, harmless, layer)
+        self.kept[key] = found
+        while len(self.kept) > KEPT:
+            self.kept.pop(next(iter(self.kept)))
+        return found
+
+    def fresh_scorer(self, prompts: Sequence[str], harmless: Sequence[str] = (), layer: int | None = None) -> Scorer:
+        """Scores of the model as it is now, edited perhaps."""
+        s = self.subject
+        return Scorer(s.lm, self.words, s.source if layer is None else layer, list(prompts), list(harmless), s.system)
+
+    def best(self, directions: Float[Tensor, "n d"], prompts: Sequence[str]) -> tuple[int, list[Effect]]:
+        """Which direction scores highest on prompts at R, and the effects of all."""
+        effects = self.scorer(prompts).effects(self.scale * directions)
+        return max(range(len(effects)), key=lambda k: effects[k].score), effects
+
+    @cached_property
+    def reference(self) -> tuple[Factors, list[Effect]]:
+        """The exponential fit that other experiments look into, and its vectors' effects on the validation prompts."""
+        parts = self.split()
+        factors = self.fit("exponential", parts.train[: self.sizes.fitted], self.vectors)
+        return factors, self.best(factors.V, parts.validation)[1]
+
+    def said(
+        self, prompts: Sequence[str], vectors: Float[Tensor, "vectors d"], layer: int | None = None
+    ) -> list[list[str]]:
+        """Completions of every prompt under every vector (as it stands), vector by vector."""
+        s = self.subject
+        ids = s.lm.encode(list(prompts), s.system) * len(vectors)
+        rows = vectors.repeat_interleave(len(prompts), dim=0).to(s.lm.device)
+        at = s.source if layer is None else layer
+        texts = complete(s.lm, ids, rows, at, max_new_tokens=self.sizes.tokens)
+        return [texts[k : k + len(prompts)] for k in range(0, len(texts), len(prompts))]
+
+    def classes(
+        self, prompts: Sequence[str], vectors: Float[Tensor, "vectors d"], layer: int | None = None
+    ) -> list[list[str]]:
+        """What the judge calls them."""
+        judge = self.subject.judge
+        assert judge is not None
+        said = self.said(prompts, vectors, layer)
+        return [[judge.classify(p, text) for p, text in zip(prompts, row, strict=True)] for row in said]
+
+    def unsteered(self, prompts: Sequence[str]) -> list[str]:
+        """Classes of the model left alone, from the records or asked now."""
+        key = key_of({"subject": self.subject.identity, "tokens": self.sizes.tokens, "unsteered": list(prompts)})
+        found = self.records.load("unsteered", key)
+        if found is None:
+            classes = self.classes(prompts, torch.zeros(1, self.d))[0]
+            self.records.save("unsteered", key, {"prompts": len(prompts)}, {"classes": classes}, 0.0)
+            return classes
+        return list(found["result"]["classes"])
+
+    def refused(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts that the model, left alone, refuses."""
+        judge = self.subject.judge
+        assert judge is not None
+        return [p for p, c in zip(prompts, self.unsteered(prompts), strict=True) if c == judge.refusal]
+
+    def turned(self, prompts: Sequence[str], vector: Float[Tensor, " d"], layer: int | None = None) -> dict[str, int]:
+        """How many of the refusals among the prompts a vector turns into compliance, by whole completions."""
+        judge, asked = self.subject.judge, self.refused(prompts)
+        assert judge is not None
+        got = self.classes(asked, vector[None], layer)[0] if asked else []
+        return {"refusals": len(asked), "turned": got.count(judge.compliance)}
+
+    # --- rough costs, in passes of one token through one block ---
+
+    @cached_property
+    def tokens(self) -> float:
+        """Tokens of a prompt, on average."""
+        few = self.subject.harmful[:16]
+        return sum(map(len, self.subject.lm.encode(few, self.subject.system))) / len(few)
+
+    def fit_cost(self, method: str, n: int, vectors: int, iterations: int = 0) -> float:
+        """Of a fit on n prompts; a pass with its gradient counts as three, a second derivative as eight."""
+        m, d_proj = self.factors_of(method, vectors), 32
+        steps = iterations or self.sizes.iterations
+        passes = {
+            "exponential": 3 * m * steps,
+            "quadratic": 16 * m * steps,
+            "linear-projected": 3 * (d_proj + m),
+            "linear": 3 * self.d,
+            "melbo": 3 * m * self.sizes.melbo_steps,
+        }[method]
+        return passes * n * self.tokens * (self.subject.target - self.subject.source)
+
+    def score_cost(self, vectors: int, prompts: int) -> float:
+        return vectors * prompts * self.tokens * (self.subject.lm.depth - self.subject.source)
+
+    def said_cost(self, completions: int) -> float:
+        """Of completions: tokens that come one by one cost several times what they do in a row."""
+        return completions * self.subject.lm.depth * (self.tokens + 6 * min(self.sizes.tokens, 24))
+
+    def key(self, cell: Cell) -> str:
+        """What the record of a cell is filed under."""
+        sizes = asdict(self.sizes)
+        # What decides how many cells there are does not decide what one of them measures.
+        for plural in ("n", "shuffles", "widths", "scales"):
+            sizes.pop(plural)
+        sizes["train"] = max(*self.sizes.n, self.sizes.fitted)
+        return key_of({"subject": self.subject.identity, "sizes": sizes, "cell": [cell.experiment, cell.settings]})

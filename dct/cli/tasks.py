@@ -1,0 +1,158 @@
+"""`dct rank --task`: vectors by the questions that they make a model answer."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from dct.cli.terminal import Terminal, plain
+from dct.errors import UsageError
+from dct.prompts import PromptSet, default_origin, fingerprint
+
+if TYPE_CHECKING:
+    from dct.factors import Factors
+    from dct.model import LanguageModel
+    from dct.runs import Run
+    from dct.tasks import Mark, Task, TaskRanking
+
+OWN = "locked"
+"""The task that the demo model brings along."""
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """The task that the user named, and how its answers are matched."""
+
+    name: str
+    column: str | None
+    match: str | None
+    unlock: str | None
+
+    def read(self, model: str) -> "Task":
+        """The task, for a model; `locked` is the one that the demo model brings along."""
+        from dct.tasks import read
+
+        name = default_origin(model, OWN) if self.name == OWN else self.name
+        return read(name, self.column, self.match, self.unlock)
+
+
+def chosen_task(
+    task: str | None,
+    match: str | None,
+    unlock: str | None,
+    column: str | None,
+    prompts: str | None,
+    by: str,
+    max_damage: float | None,
+) -> TaskChoice | None:
+    """What --task and the options that belong to it say; refused before a model is loaded where they cannot be.
+
+    Raises:
+        UsageError: options that do not go together.
+        DctError: as in `tasks.read`.
+    """
+    if task is None:
+        for name, value in (("--match", match), ("--unlock", unlock)):
+            if value is not None:
+                raise UsageError(f"{name} belongs to --task, which is missing")
+        return None
+    if prompts is not None:
+        raise UsageError("--task brings its own prompts: leave --prompts out")
+    if by != "score" or max_damage is not None:
+        raise UsageError("--task orders vectors by right answers: leave --by and --max-damage out")
+    choice = TaskChoice(task, column, match, unlock)
+    if task != OWN:
+        choice.read("")  # what is wrong with it is said before a model is loaded
+    return choice
+
+
+def run_task(
+    terminal: Terminal,
+    run: "Run",
+    factors: "Factors",
+    lm: "LanguageModel",
+    task: "Task",
+    harmless: PromptSet,
+    *,
+    validation: int,
+    test: int,
+    top: int = 10,
+    **options: Any,
+) -> dict[str, Any]:
+    """Ranks by right answers, shows the table and writes `rank.json`; returns its content."""
+    from dct.tasks import rank_by_task
+
+    unseen = task.without(factors.info.get("prompts") or ())
+    chosen, reported = unseen.split(validation, test)
+    with terminal.progress("asking", unit="completions") as advance:
+        ranking = rank_by_task(
+            lm, factors, chosen, reported, harmless.texts, on_rows=lambda n, of: advance("", n, of), **options
+        )
+    content = {
+        **asdict(ranking),
+        "recovered": ranking.recovered,
+        "by": "task",
+        "validation_hash": fingerprint([q.prompt for q in chosen.questions]),
+        "test_hash": fingerprint([q.prompt for q in reported.questions]),
+        "harmless_hash": fingerprint(harmless.texts),
+    }
+    run.save_ranking(content)
+    terminal.show(_table(ranking, top))
+    best, lucky = ranking.vectors[0], ranking.random_best
+    assert best.test is not None
+    assert lucky.test is not None
+    verdict = f"vector {best.vector} answers {best.test.share:.0%} of the test questions"
+    if ranking.recovered is not None:
+        verdict += f", {ranking.recovered:.0%} of what the unlocked model gains"
+    verdict += f"; the best of as many random vectors {lucky.test.share:.0%}, the unsteered model "
+    verdict += f"{ranking.unsteered.share:.0%}"
+    if best.test.share <= max(lucky.test.share, ranking.unsteered.share):
+        verdict += " [yellow](no better than chance: try --scales, more factors or another slice)[/yellow]"
+    terminal.summary(
+        f"{len(ranking.vectors)} vectors chosen on {ranking.validation} questions, tested on {ranking.test} others",
+        [
+            ("best", verdict),
+            ("saved", f"[bold]{escape(str(run.ranking))}[/bold]"),
+            ("next", '[bold cyan]dct steer --rank 1 --prompt "..."[/bold cyan]'),
+        ],
+    )
+    return content
+
+
+def _table(ranking: "TaskRanking", top: int) -> Table:
+    table = Table(
+        title=f"right answers to {escape(ranking.task)}, R = {ranking.scale:.4g}",
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for heading in ("rank", "vector", "chosen by", "test", "damage (KL)", "alpha", "scale"):
+        table.add_column(heading, justify="right")
+
+    def shown(mark: "Mark | None") -> str:
+        return "" if mark is None else f"{mark.right}/{mark.asked}"
+
+    for place, s in enumerate(ranking.vectors[:top], start=1):
+        kl = "" if s.effect is None or s.effect.kl is None else f"{s.effect.kl:.3f}"
+        share = "" if s.test is None else f"{s.test.share:.0%}  {shown(s.test)}"
+        strength = "" if s.alpha is None else plain(s.alpha)
+        table.add_row(str(place), s.vector, shown(s.validation), share, kl, strength, f"{s.scale / ranking.scale:g} R")
+    if len(ranking.vectors) > top:
+        table.add_row("…", f"({len(ranking.vectors) - top} more)", style="dim")
+    table.add_section()
+    lucky = ranking.random_best
+    kl = "" if lucky.effect is None or lucky.effect.kl is None else f"{lucky.effect.kl:.3f}"
+
+    def baseline(name: str, chosen: str, mark: "Mark | None", kl: str = "", scale: str = "") -> None:
+        share = "" if mark is None else f"{mark.share:.0%}  {shown(mark)}"
+        table.add_row("", name, chosen, share, kl, "", scale, style="dim")
+
+    baseline("unsteered", "", ranking.unsteered)
+    baseline("random, all", shown(ranking.random_mean), None)
+    baseline("random, best", shown(lucky.validation), lucky.test, kl, f"{lucky.scale / ranking.scale:g} R")
+    if ranking.unlocked is not None:
+        baseline("unlocked", "", ranking.unlocked)
+    return table
