@@ -6,11 +6,13 @@
     python benchmarks/speed.py cpu --reference FILE      # the published research script too, from a copy of your own
 
 Models have random weights, made on the device. Every run is a process of its own, contestants take turns, and the
-median of the repeats counts. `baseline` is what the post describes, written here: float32, prompts padded to one length,
-vmap over factors, one value and gradient per factor, iteration and prompt through the model, with a hook that adds the
-vector at s and one that reads at t; it stops at t and has no head. Everybody does the same: the projected start from 32
-output directions, the iterations, the strengths. The factors of `dct` and of the baseline must agree; what `dct` adds,
-the response to 30 random directions, is timed with it.
+median of the repeats counts. CPU seconds are given beside seconds: on a shared machine they are the steadier measure.
+
+`baseline` is what the post describes, written here: float32, prompts padded to one length, vmap over factors, one
+value and gradient per factor, iteration and prompt through the model, with a hook that adds the vector at s and one
+that reads at t; it stops at t and has no head. Everybody does the same: the projected start from 32 output directions,
+the iterations, the strengths. The factors of `dct` and of the baseline must agree; what `dct` adds, the response to 30
+random directions, is timed with it.
 
 Useful work is what the mathematics asks for, two operations per parameter and token forwards and two backwards: every
 matrix of the blocks s..t-2, of block t-1 keys and values; the rest of that block at the target tokens alone; the tokens
@@ -289,15 +291,22 @@ def run_alone(job: dict[str, Any]) -> dict[str, Any]:
         if Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     V = fit(job["factors"], w.iterations)
     synchronise(device)
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
     if V is not None:
         torch.save(V, job["save"])
     rate = matrix_rate(device, dtype)
-    return {"seconds": seconds, "before": before, "peak": peak, "rate": rate, "machine": machine(device)}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "before": before,
+        "peak": peak,
+        "rate": rate,
+        "machine": machine(device),
+    }
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
@@ -428,6 +437,8 @@ def _summary(w: Workload, f: str, runs: list[dict[str, Any]], dtype: str, rate: 
         "factors_run": factors,
         "seconds": seconds,
         "runs": [run["seconds"] for run in runs],
+        "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs) * seconds / measured,
+        "cpu_runs": [run["cpu_seconds"] for run in runs],
         "useful_flops": w.useful(w.factors),
         "flops_per_second": useful / measured,
         "share": useful / measured / rate,
@@ -448,7 +459,17 @@ def _show(
 ) -> None:
     title = f"{name}: {w.factors} factors, {w.iterations} iterations, slice {w.source} to {w.target}, width {w.width}"
     table = Table(title=title)
-    for heading in ("fit", "type", "seconds", "ratio", "useful GFLOP/s", "of matrix rate", "peak beyond weights"):
+    for heading in (
+        "fit",
+        "type",
+        "seconds",
+        "ratio",
+        "CPU seconds",
+        "ratio",
+        "useful GFLOP/s",
+        "of matrix rate",
+        "peak beyond weights",
+    ):
         table.add_column(heading, justify="right")
     ours = results.get("dct")
     for f, r in results.items():
@@ -458,6 +479,8 @@ def _show(
             r["dtype"],
             f"{r['seconds']:.2f}{scaled}",
             f"{r['seconds'] / ours['seconds']:.2f}" if ours else "",
+            f"{r['cpu_seconds']:.2f}",
+            f"{r['cpu_seconds'] / ours['cpu_seconds']:.2f}" if ours else "",
             f"{r['flops_per_second'] / 1e9:,.1f}",
             f"{r['share']:.0%}",
             f"{r['peak_beyond_weights'] / 2**20:,.0f} MiB",

@@ -24,9 +24,9 @@ from dct.model import LanguageModel, check_layers
 
 Positions = int | Literal["all"]
 
-PACK_TOKENS = (128, 1024)
-"""Least and greatest limit on the tokens of a packed row; between them it is the model's width, up to which attention
-over the row, quadratic in its length, costs less than the matrices do."""
+PACK_TOKENS = (160, 1024)
+"""Least and greatest limit on the tokens of a packed row; between them it is half the model's width, up to which
+attention over the row, quadratic in its length, costs less than running the common prefix once for every row."""
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 65536, "mps": 16384}
 """Tokens in one pass over the slice to start with; running out of memory halves it."""
@@ -266,7 +266,7 @@ class Slice:
     def _try_packing(self, recordings: list[Recording], reads: list[int]) -> bool:
         """Packs the prompts, if that gives the activations of the prompts run one by one."""
         try:
-            limit = min(max(self.dim, PACK_TOKENS[0]), PACK_TOKENS[1])
+            limit = min(max(self.dim // 2, PACK_TOKENS[0]), PACK_TOKENS[1])
             rows = [_packed_row(recordings, self.ids, reads, group) for group in _groups(self.ids, limit)]
         except _UnpackableError:
             return False
