@@ -298,7 +298,10 @@ def _compiled(terminal: Terminal, slice_: "Slice", recipe: Recipe, options: dict
 
 
 def _seconds_for(slice_: "Slice", batch: int | None, options: dict[str, Any]) -> float:
-    """How long an exponential fit will take, by timing one pass; 0 for the others, which gain nothing by compiling."""
+    """How long an exponential fit will take, by timing one pass of it.
+
+    0 for other methods, which gain nothing by compiling, and where timing a pass would itself be felt.
+    """
     if options["method"] != "exponential":
         return 0.0
     import torch
@@ -306,10 +309,13 @@ def _seconds_for(slice_: "Slice", batch: int | None, options: dict[str, Any]) ->
     from dct.derivatives import Derivatives
 
     d = Derivatives(slice_, slice_.dim, batch=batch)
-    rows = torch.zeros(min(d.batch, options["factors"]), slice_.dim)
+    passes = options["factors"] * (options["iterations"] + 1) / d.batch
+    if passes < 100:
+        return 0.0
+    rows = torch.zeros(d.batch, slice_.dim)
     began = time.monotonic()
     d.value_and_gradient(rows, rows)
-    return (time.monotonic() - began) / len(rows) * options["factors"] * (options["iterations"] + 1)
+    return (time.monotonic() - began) * passes
 
 
 def _layers(recipe: Recipe, default: tuple[int, int]) -> tuple[int, int]:
