@@ -187,8 +187,9 @@ def ablate(
 
     Every writer's weight and bias lose their component in the span: W <- W - D'D W for orthonormal rows D. Where a
     norm stands between a writer and the stream (Gemma-2 and 3, OLMo-2) the norm's output is projected while the
-    model runs instead; where a block's parts cannot be told apart, its whole contribution is. The token embedding is
-    left alone. The model is restored to the bit when the context ends, whatever happens inside.
+    model runs instead, and so is the output of weights that wait on disk; where a block's parts cannot be told apart,
+    its whole contribution is. The token embedding is left alone. The model is restored to the bit when the context
+    ends, whatever happens inside.
 
     Args:
         directions: one or several; they need not be unit vectors, orthogonal or independent.
@@ -206,9 +207,12 @@ def ablate(
     folded: list[str] = []
     with ExitStack() as stack:
         for site in sites(lm):
-            if (site.norm and not fold_norms) or site.whole:
+            # Weights that wait on disk until their block runs cannot be edited; what they put out can be projected.
+            away = any(writer.weight.is_meta for writer in site.writers)
+            if (site.norm and not fold_norms) or site.whole or away:
                 if fold_norms:
-                    raise DctError(f"{site.name} cannot be edited as weights in {lm.name}: ablate without --save")
+                    why = "does not fit into memory" if away else "cannot be edited as weights"
+                    raise DctError(f"{site.name} of {lm.name} {why}: ablate without --save")
                 stack.callback(site.module.register_forward_hook(_projection(site, basis), with_kwargs=True).remove)
                 projected.append(site.name)
                 continue

@@ -1,22 +1,26 @@
 """The one place that runs transformer blocks.
 
-`record` lets the model run a prompt and keeps what it handed to each block; `replay` runs those blocks again on
-another stream; `readout` turns a stream that has left the last block into logits by the model's own norm and head.
-The model is asked, never imitated: masks, rotary embeddings and per-layer attention kinds are the ones it made.
+`record` lets the model run prompts and keeps what it handed to each block; `replay` runs those blocks again on
+another stream, the last of them only where it is read (`ReadCall`); `readout` turns a stream that has left the last
+block into logits by the model's own norm and head. The model is asked, never imitated: masks, rotary embeddings and
+per-layer attention kinds are the ones it made.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
 
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
@@ -62,13 +66,22 @@ def split_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return call.pop(next(iter(call))) if args else call.pop("hidden_states"), call
 
 
-@torch.no_grad()
-def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> Recording:
-    """Runs one prompt, unpadded, up to block target-1 and keeps what entered and left the slice.
+def record(lm: LanguageModel, prompts: Sequence[Sequence[int]], source: int, target: int) -> list[Recording]:
+    """Runs prompts, unpadded, up to block target-1 and keeps what entered and left the slice.
 
     Raises:
+        DctError: the model was loaded for another slice.
         NonFiniteError: a block puts out NaN or infinity; the message names it.
     """
+    if lm.resident is None:
+        return [_recorded(lm, ids, source, target) for ids in prompts]
+    lm.require(range(source, target))
+    return _recorded_in_turn(lm, prompts, source, target)
+
+
+@torch.no_grad()
+def _recorded(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> Recording:
+    """One prompt, run by the model itself."""
     entering: list[Tensor] = []
     calls: list[Call] = []
     leaving: list[Tensor] = []
@@ -106,25 +119,184 @@ def record(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -> R
     return Recording(entering[0], leaving[0], calls)
 
 
+@torch.no_grad()
+def _recorded_in_turn(lm: LanguageModel, prompts: Sequence[Sequence[int]], source: int, target: int) -> list[Recording]:
+    """All prompts, block after block: the weights below the slice are in memory only while their block runs."""
+    assert lm.checkpoint is not None
+    shell = lm.checkpoint.part(range(0), lm.dtype, lm.device, ends=True)
+    below = lm.checkpoint.in_turn(range(source), lm.dtype, lm.device)
+    blocks: Iterator[nn.Module] = itertools.chain(below, lm.layers[source:target])
+    first = next(blocks)
+    if lm.tuples is None:
+        stream, [call] = _handed_over(lm, shell, prompts[0], 1)
+        lm.tuples = isinstance(first(stream, **call), tuple)
+    handed = [_handed_over(lm, shell, ids, target) for ids in prompts]
+    del shell
+    streams, calls = [stream for stream, _ in handed], [calls for _, calls in handed]
+    entering = streams
+    blocks = itertools.chain([first], blocks)
+    del first  # a block that is named here would stay in memory
+    for index, block in enumerate(blocks):
+        if index == source:
+            entering = streams
+        streams = [run_block(block, own[index], stream) for stream, own in zip(streams, calls, strict=True)]
+        del block
+        if not all(bool(torch.isfinite(stream).all()) for stream in streams):
+            raise NonFiniteError(_non_finite(lm, index, "without any steering"))
+    return [
+        Recording(before[0], after[0], own[source:])
+        for before, after, own in zip(entering, streams, calls, strict=True)
+    ]
+
+
+def _handed_over(
+    lm: LanguageModel, shell: PreTrainedModel, ids: Sequence[int], target: int
+) -> tuple[Tensor, list[Call]]:
+    """What a model hands to its blocks: the stream that enters block 0, and the other arguments of each block below
+    `target`; the blocks themselves stand aside."""
+    streams: list[Tensor] = []
+    calls: list[Call] = []
+
+    def stand_aside(block: nn.Module) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream, call = split_call(block, args, kwargs)
+            streams.append(stream)
+            calls.append(call)
+            if len(calls) == target:
+                raise _TargetReached
+            return (stream,) if lm.tuples else stream
+
+        return forward
+
+    with ExitStack() as stack:
+        for block in shell.get_submodule(lm.layers_path).children():
+            stack.callback(_put_back, block, block.__dict__.get("forward"))
+            block.forward = stand_aside(block)
+        with suppress(_TargetReached):
+            shell(torch.tensor([list(ids)], device=lm.device), use_cache=False)
+    if len(calls) < target:
+        raise DctError(f"{lm.name} did not run through its block list {lm.layers_path}: name another with --layers")
+    return streams[0], calls
+
+
+def run_block(block: nn.Module, call: Call, stream: Tensor) -> Tensor:
+    """The stream that leaves a block."""
+    return stream_of(block(stream, **call))
+
+
 def replay(
-    lm: LanguageModel, source: int, calls: Sequence[Call], stream: Float[Tensor, "batch tokens width"]
-) -> Float[Tensor, "batch tokens width"]:
-    """Runs the blocks from `source` on, one for each call, on a new stream."""
+    lm: LanguageModel,
+    source: int,
+    calls: Sequence["Call | ReadCall"],
+    stream: Float[Tensor, "batch tokens width"],
+    run: Callable[[nn.Module, Call, Tensor], Tensor] = run_block,
+) -> Float[Tensor, "batch leaving width"]:
+    """Runs the blocks from `source` on, one for each call, on a new stream.
+
+    Every token leaves the last block, or only those that its `ReadCall` reads. `run` is `run_block` or a compiled form
+    of it.
+    """
     with _differentiable(lm):
         for block, call in zip(lm.layers[source : source + len(calls)], calls, strict=True):
-            stream = stream_of(block(stream, **call))
+            stream = call.run(block, stream) if isinstance(call, ReadCall) else run(block, call, stream)
     return stream
+
+
+class ReadCall:
+    """A block's call that leaves the stream at some of its tokens alone: of the others only keys and values are made.
+
+    No architecture need be known for this: the block is run twice with a key-value cache of our own, as when it
+    generates. On the other tokens it is left as soon as it hands keys and values to the cache; on the tokens that are
+    read it gets those back in front of its own. Whether a block takes this is for the caller to check.
+
+    Args:
+        call: the block's own arguments for all tokens.
+        read: the tokens that are read, ascending, each once.
+        tokens: how many there are altogether.
+
+    Raises:
+        ValueError: the block takes no cache.
+    """
+
+    CACHES = ("past_key_values", "layer_past")
+    """What transformers' blocks call the argument."""
+
+    def __init__(self, call: Call, read: Int[Tensor, " read"], tokens: int) -> None:
+        caches = [name for name in self.CACHES if name in call]
+        if len(caches) != 1:
+            raise ValueError("the block takes no key-value cache")
+        [self._cache] = caches
+        self.read = read
+        others = torch.ones(tokens, dtype=torch.bool, device=read.device)
+        others[read] = False
+        self.others = others.nonzero()[:, 0]
+        if call.get("attention_mask", 0) is None:  # it stands for plain causal attention
+            causal = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=read.device).tril()
+            call = {**call, "attention_mask": causal}
+        everything = torch.cat([self.others, self.read])
+        self._call_on_others = _at_tokens(call, tokens, self.others, self.others)
+        self._call_on_read = _at_tokens(call, tokens, self.read, everything)
+
+    def run(self, block: nn.Module, stream: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch read width"]:
+        """What leaves the block at the tokens that are read.
+
+        Raises:
+            ValueError: the block did not use its cache.
+        """
+        cache = _KeysAndValues()
+        try:
+            block(stream[:, self.others], **self._call_on_others | {self._cache: cache})
+        except _KeysAndValuesMade:
+            return stream_of(block(stream[:, self.read], **self._call_on_read | {self._cache: cache}))
+        raise ValueError("the block does not use its key-value cache")
+
+
+class _KeysAndValuesMade(Exception):  # noqa: N818 (a way out, not an error)
+    """Thrown out of a block that has handed over its keys and values: the rest of it is not needed."""
+
+
+class _KeysAndValues:
+    """A key-value cache for two runs of one block: keeps those of the first, puts them before those of the second."""
+
+    def __init__(self) -> None:
+        self.first: tuple[Tensor, Tensor] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Called by a block with its new keys and values, (batch, heads, tokens, head width) each."""
+        if self.first is None:
+            self.first = keys, values
+            raise _KeysAndValuesMade
+        return torch.cat([self.first[0], keys], dim=-2), torch.cat([self.first[1], values], dim=-2)
+
+
+def _at_tokens(call: Call, tokens: int, queries: Tensor, keys: Tensor) -> Call:
+    """A block's arguments for some of its tokens: whatever has a token axis, at `queries`; masks, at `keys` too."""
+
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        if value.ndim == 4 and value.shape[-2:] == (tokens, tokens):
+            return value[..., queries, :][..., keys].contiguous()
+        axis = token_axis(value)
+        return value.index_select(axis, queries) if value.shape[axis] == tokens else value
+
+    return dict(pytree.tree_map(leaf, call))
+
+
+def token_axis(value: Tensor) -> int:
+    """Where tensors that transformers passes to its blocks have their tokens, if they have any (masks apart)."""
+    return 0 if value.ndim == 1 else 1
 
 
 @torch.no_grad()
 def locate_non_finite(
-    lm: LanguageModel, source: int, calls: Sequence[Call], stream: Float[Tensor, "batch tokens width"]
+    lm: LanguageModel, source: int, calls: Sequence[Call | ReadCall], stream: Float[Tensor, "batch tokens width"]
 ) -> str:
     """Which block of a replay first puts out NaN or infinity, as a message for the user."""
     for index, call in enumerate(calls, start=source):
         if not bool(torch.isfinite(stream).all()):
             break
-        stream = stream_of(lm.layers[index](stream, **call))
+        stream = replay(lm, index, [call], stream)
         if not bool(torch.isfinite(stream).all()):
             return _non_finite(lm, index, "under steering")
     return f"the steered stream entering block {source} of {lm.name} is not finite: lower --scale"
@@ -143,9 +315,10 @@ def readout(lm: LanguageModel, stream: Float[Tensor, "batch width"]) -> Float[Te
     The model is run on one token a row with every block standing aside and the last one handing over `stream`, so
     nothing has to be known of what an architecture does after its blocks.
     """
+    lm.require(range(0), ends=True)
     rows = stream.to(lm.dtype)[:, None]
     if lm.tuples is None:
-        record(lm, [0], 0, 1)
+        record(lm, [[0]], 0, 1)
 
     def stand_aside(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states,) if lm.tuples else hidden_states

@@ -16,6 +16,12 @@ DOUBLINGS = 24
 DEFAULT_LAMBDA = 0.5
 """The post's lambda, which served it on several 7B models at ten blocks between source and target."""
 
+DIRECTIONS = 30
+"""Random directions that the ratio is measured on."""
+
+USUAL_POINTS = 4
+"""Points of the curve to expect: one where the ratio stays below lambda at the limit, eight or so where it does not."""
+
 FLAT = 1e-3
 """The curve has saturated when a doubling moves it by less than this fraction, three times in a row."""
 
@@ -44,7 +50,7 @@ def calibrate(
     dim: int,
     ratio: float = DEFAULT_LAMBDA,
     *,
-    directions: int = 30,
+    directions: int = DIRECTIONS,
     seed: int = 0,
     guess: float | None = None,
     limit: float | None = None,
@@ -96,7 +102,7 @@ def nonlinearity(
     dim: int,
     scales: Sequence[float],
     *,
-    directions: int = 30,
+    directions: int = DIRECTIONS,
     seed: int = 0,
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
@@ -124,6 +130,11 @@ class _Ratio:
             gap = self.d.value(scale * self.w) - scale * self.linear
             self.measured[scale] = float((gap.norm(dim=1) / (scale * self.norms)).square().mean().sqrt())
         return self.measured[scale]
+
+
+def usual_work() -> dict[str, int]:
+    """Rows that a calibration usually sends through its map, by the `Derivatives` method that they go through."""
+    return {"jvp": DIRECTIONS, "value": DIRECTIONS * USUAL_POINTS}
 
 
 def random_directions(count: int, dim: int, seed: int) -> Tensor:

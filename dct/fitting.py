@@ -84,6 +84,43 @@ def check_options(
         raise UsageError(f"--beta must lie in (0, 1], got {beta}")
 
 
+def work(
+    method: str = "exponential",
+    *,
+    factors: int,
+    dim: int,
+    dim_out: int | None = None,
+    iterations: int = 10,
+    d_proj: int = 32,
+    start: str = "projected",
+    resumed: bool = False,
+    **_: object,
+) -> dict[str, int]:
+    """Rows that a fit sends through its map, by the `Derivatives` method that they go through.
+
+    Exact for all but `linear-randomized`, whose power iterations end when they have settled: three are assumed.
+
+    Args:
+        iterations: those that are left (of melbo, steps of each of the `factors` that are left).
+        resumed: the fit goes on from a state, so that it needs no start.
+    """
+    m, least = factors, min(dim, dim if dim_out is None else dim_out)
+    if method == "linear":
+        return {"vjp" if least == dim_out or dim_out is None else "jvp": least}
+    if method == "linear-projected":
+        return {"vjp": d_proj, "jvp": min(m, d_proj, dim)}
+    if method == "linear-randomized":
+        width = min(m + max(10, m // 4), least)
+        return {"vjp": least} if 4 * width >= least else {"vjp": 4 * width, "jvp": 4 * width}
+    if method == "melbo":
+        return {"value_and_gradient": m * iterations, "value": m + RANDOM_RESPONSES}
+    rows = {"vjp": 0 if resumed or start != "projected" else d_proj}
+    ends = m + RANDOM_RESPONSES + (0 if resumed else m)
+    if method == "quadratic":
+        return rows | {"second": m * iterations + ends, "second_transposed": m * iterations}
+    return rows | {"value": ends, "value_and_gradient": m * iterations}
+
+
 def fit(
     f: Map,
     dim: int,
@@ -178,9 +215,11 @@ def fit(
         step = _Quadratic(d) if method == "quadratic" else _Exponential(d, scale)
         informative = min(m, d_proj, dim) if start == "projected" else 0
         left = iterations - (resume.iteration if resume else 0)
-        stages.total = m * (step.passes * left + 1) + RANDOM_RESPONSES
-        if resume is None:
-            stages.total += m + (d_proj if start == "projected" else 0)
+        stages.total = sum(
+            work(
+                method, factors=m, dim=dim, iterations=left, d_proj=d_proj, start=start, resumed=resume is not None
+            ).values()
+        )
         state = resume or _start(d, step, m, d_proj, start, seed, stages)
         if tuple(state.V.shape) != (m, dim):
             raise UsageError(f"the state to resume from holds {tuple(state.V.shape)} factors, not {(m, dim)}")
@@ -283,7 +322,6 @@ class _Quadratic:
     """One step of symmetric orthogonalised ALS on T2 (Sharan and Valiant 2017, in the post's symmetric form)."""
 
     kernel = "quadratic"
-    passes = 2
 
     def __init__(self, d: Derivatives) -> None:
         self.d = d
@@ -303,7 +341,6 @@ class _Exponential:
     """One step of orthogonalised gradient iteration on R_S."""
 
     kernel = "exponential"
-    passes = 1
 
     def __init__(self, d: Derivatives, scale: float) -> None:
         self.d, self.scale = d, scale

@@ -5,7 +5,8 @@ Knows nothing of slices, steering or factors, and never runs a block (see `block
 """
 
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +14,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dct.aliases import ALIASES, DEMO
+from dct.checkpoint import STRIDE, Checkpoint
 from dct.errors import DctError, UsageError
+from dct.memory import available, human_bytes
 from dct.organism import DEMO_DIR
 
 SMALL = 1_000_000_000
 """Parameters below which a CPU runs in float32 even where bfloat16 would be faster."""
+
+ROOM = 0.75
+"""Share of the free memory that weights may take, the rest being for what is computed with them."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -35,6 +41,11 @@ class LanguageModel:
         name: what the user called it: an alias, a folder or a Hugging Face id.
         layers_path: dotted name of the block list inside `model`; found when left empty.
         fingerprint: what identifies the weights: `hub:<id>@<commit>` or `sha256:<digest>`.
+        checkpoint: where parts of the model can be read again, if it came from one.
+        resident: the blocks whose weights are in memory; left out, all of them. The embedding and the head of a model
+            that has only some of its blocks are not in memory either.
+        memory: bytes to stay within on its device; left out, what is free.
+        offload: folder of the weights that accelerate brings into memory when a block runs, if any.
     """
 
     model: PreTrainedModel
@@ -42,6 +53,10 @@ class LanguageModel:
     name: str = "model"
     layers_path: str = ""
     fingerprint: str = ""
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+    resident: range | None = None
+    memory: int | None = None
+    offload: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
     layers: nn.ModuleList = field(init=False, repr=False)
     tuples: bool | None = field(init=False, repr=False, default=None)
     """Whether its blocks return tuples; known once a prompt has been recorded (see `blocks`)."""
@@ -63,7 +78,23 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
+        """Where it computes: its weights may wait elsewhere until they are needed."""
+        runs_on = getattr(getattr(self.model, "_hf_hook", None), "execution_device", None)
+        return torch.device(runs_on if runs_on is not None else next(self.model.parameters()).device)
+
+    def require(self, blocks: range, *, ends: bool = False) -> None:
+        """Refuses to work with what has not been loaded.
+
+        Raises:
+            DctError: the model was loaded for a slice, and other blocks (or embedding and head) are asked for.
+        """
+        if self.resident is None:
+            return
+        if ends or not (self.resident.start <= blocks.start and blocks.stop <= self.resident.stop):
+            raise DctError(
+                f"{self.name} was loaded for layers {self.resident.start} to {self.resident.stop} alone: "
+                "load the whole model"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +177,9 @@ class LanguageModel:
             "type": self.model.config.model_type,
             "blocks": self.depth,
             "width": self.width,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": self.checkpoint.parameters
+            if self.checkpoint is not None
+            else sum(p.numel() for p in self.model.parameters()),
             "layers": self.layers_path,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
@@ -213,27 +246,37 @@ def resolve(name: str) -> str:
 def load(
     name: str = DEMO,
     *,
+    between: tuple[int, int] | Callable[[int], tuple[int, int]] | None = None,
     dtype: str = "auto",
     device: str = "auto",
     layers: str = "",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    memory: int | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Loads a causal language model and its tokenizer.
 
     Args:
         name: an alias (`demo`, `qwen`), a local folder or a Hugging Face id.
+        between: source and target, or a function of the depth that tells them: only the blocks of that slice are
+            loaded, which is all that a `Slice` between these layers keeps in memory; what lies below them is read,
+            block after block, when prompts are run, and what lies above is never read. Left out, the whole model; one
+            that does not fit is run with the rest of its weights in host memory or on disk.
         dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 on a GPU that multiplies it; on a CPU
-            it is float32, except for models above a billion parameters where the CPU has AMX.
-        device: `auto` (first GPU, then Apple's, then the CPU), any torch device, or `map`: spread over all
-            devices by accelerate.
+            it is float32, except for models above a billion parameters where the CPU has AMX and for weights that fit
+            into memory in bfloat16 alone.
+        device: `auto` (first GPU, then Apple's, then the CPU), any torch device, or `map`: the whole model spread over
+            all devices by accelerate.
         layers: dotted name of the block list, where it cannot be found.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run model code that comes with the weights.
+        memory: bytes to stay within on the device; left out, what is free.
+        tell: called with what the user should know before the weights are read.
 
     Raises:
         DctError: the model cannot be found, reached or read.
-        UsageError: an unknown dtype or device.
+        UsageError: an unknown dtype or device; layers out of order.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown --dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
@@ -248,24 +291,115 @@ def load(
         "trust_remote_code": trust_remote_code,
         "local_files_only": not Path(where).is_dir() and not hub_answers(name, where, revision),
     }
-    # A GPU takes the weights shard by shard, in their final type; elsewhere the model's size decides the type first.
-    chosen: torch.dtype | str = DTYPES.get(dtype, "auto")
-    if dtype == "auto" and place.type == "cuda":
-        chosen = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    where_to = "auto" if device == "map" else {"": place} if place.type == "cuda" else None
     try:
+        checkpoint = Checkpoint.open(where, lambda model: find_layers(model, layers)[0], **common)
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=chosen, device_map=where_to, **common)
+    except DctError:
+        raise
     except Exception as error:
         raise loading_error(name, where, error) from error
-    if chosen == "auto":
-        model = model.to(_cpu_dtype(model, place))  # type: ignore[arg-type]
-    if where_to is None:
+    blocks = None
+    if between is not None:
+        source, target = between(checkpoint.depth) if callable(between) else between
+        check_layers(source, target, checkpoint.depth)
+        if device != "map" and checkpoint.divisible and _identity(where, checkpoint.skeleton):
+            blocks = range(source, target)
+    placing = _Placement.of(checkpoint, blocks, dtype, place, memory)
+    if tell is not None:
+        for remark in placing.remarks:
+            tell(remark)
+    offload = None
+    try:
+        if blocks is not None:
+            model = checkpoint.part(blocks, placing.dtype, place)
+        elif device == "map" or placing.spills:
+            offload = tempfile.TemporaryDirectory(prefix="dct-")
+            limits = None if device == "map" else placing.limits(place)
+            model = checkpoint.whole(placing.dtype, device_map="auto", max_memory=limits, offload_folder=offload.name)
+        else:
+            model = checkpoint.whole(placing.dtype, device_map={"": place} if place.type == "cuda" else None)
+    except Exception as error:
+        raise loading_error(name, where, error) from error
+    if not placing.spills and device != "map":
         try:
             model = model.to(place)  # type: ignore[arg-type]
         except RuntimeError as error:
             raise DctError(f"cannot place {name} on {place}: {_first_line(error)}; try --device cpu") from error
-    return LanguageModel(model, tokenizer, name, layers, _fingerprint(where, model))
+    print_ = _identity(where, checkpoint.skeleton) or _tensor_fingerprint(model)
+    return LanguageModel(
+        model,
+        tokenizer,
+        name,
+        checkpoint.layers_path,
+        print_,
+        checkpoint=checkpoint,
+        resident=blocks,
+        memory=memory,
+        offload=offload,
+    )
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """How weights go into memory.
+
+    Attributes:
+        dtype: the type they are kept and computed in.
+        spills: whether they do not fit, so that some must wait in host memory or on disk.
+        free: bytes that they may take on the device.
+        remarks: what the user should know.
+    """
+
+    dtype: torch.dtype
+    spills: bool
+    free: int
+    remarks: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, blocks: range | None, dtype: str, place: torch.device, memory: int | None
+    ) -> "_Placement":
+        whole = blocks is None
+        # While prompts are run, what stands around the blocks and a few blocks below the slice are there as well.
+        count = checkpoint.parameters if blocks is None else checkpoint.count(blocks, ends=True)
+        size = {kind: _bytes(count, kind) + (0 if whole else STRIDE) for kind in DTYPES.values()}
+        free = available(place, memory)
+        room = int(ROOM * free)
+        what = "the model" if blocks is None else f"the slice of {len(blocks)} blocks"
+        chosen = DTYPES.get(dtype)
+        remarks = []
+        if chosen is None and place.type == "cuda":
+            chosen = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        elif chosen is None:
+            chosen = _cpu_dtype(checkpoint.parameters, place)
+            if place.type == "cpu" and checkpoint.divisible and chosen == torch.float32 and size[chosen] > room:
+                remarks.append(
+                    f"bfloat16, since {what} takes {human_bytes(size[chosen])} in float32 and "
+                    f"{human_bytes(free)} of memory are free; --dtype float32 insists"
+                )
+                chosen = torch.bfloat16
+        needed, there = human_bytes(size[chosen]), f"{human_bytes(free)} of memory are free"
+        spills = checkpoint.divisible and size[chosen] > (room if whole else free)
+        if spills and whole:
+            remarks.append(
+                f"{what} takes {needed} and {there}: its blocks wait in host memory or on disk and are brought in one "
+                "after the other, which takes longer"
+            )
+        elif spills:
+            cure = "a shorter slice" if chosen != torch.float32 else "--dtype bfloat16 or a shorter slice"
+            remarks.append(f"{what} takes {needed} and {there}: expect to run out of it; try {cure}")
+        return cls(chosen, spills, room, tuple(remarks))
+
+    def limits(self, place: torch.device) -> dict[int | str, int]:
+        """What accelerate may use: the device, then host memory, then the disk."""
+        if place.type == "cpu":
+            return {"cpu": self.free}
+        name = (place.index or 0) if place.type == "cuda" else place.type
+        return {name: self.free, "cpu": int(ROOM * available(torch.device("cpu")))}
+
+
+def _bytes(parameters: int, dtype: torch.dtype) -> int:
+    return parameters * torch.empty((), dtype=dtype).element_size()
 
 
 def hub_answers(name: str, where: str, revision: str | None) -> bool:
@@ -303,10 +437,10 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _cpu_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
+def _cpu_dtype(parameters: int, device: torch.device) -> torch.dtype:
     """bfloat16 where the CPU multiplies it fast and the model is large enough to care; float32 elsewhere."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    if device.type == "cpu" and amx and model.num_parameters() >= SMALL:
+    if device.type == "cpu" and amx and parameters >= SMALL:
         return torch.bfloat16
     return torch.float32
 
@@ -332,12 +466,12 @@ def loading_error(name: str, where: str, error: Exception) -> DctError:
     )
 
 
-def _fingerprint(where: str, model: PreTrainedModel) -> str:
-    """Identity of the weights, whatever dtype they are loaded in."""
+def _identity(where: str, model: PreTrainedModel) -> str:
+    """Identity of the whole checkpoint, whatever part of it is loaded in whatever dtype; empty where it has none."""
     folder = Path(where)
     if not folder.is_dir():
         commit = getattr(model.config, "_commit_hash", None)
-        return f"hub:{where}@{commit}" if commit else _tensor_fingerprint(model)
+        return f"hub:{where}@{commit}" if commit else ""
     digest = hashlib.sha256()
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     for path in files:

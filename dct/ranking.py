@@ -249,7 +249,7 @@ class Scorer:
     ) -> list[Effect]:
         """The effect of each vector, as it stands (pass R v)."""
         vectors = vectors.to(self.lm.device, torch.float32)
-        batch = max(1, min(self.slice.batch, self.harmless.batch if self.harmless is not None else 1 << 30))
+        batch = max(1, min(s.value_batch for s in (self.slice, self.harmless) if s is not None))
         parts, _ = in_batches(
             lambda start, stop: self._effects(vectors[start:stop]),
             len(vectors),

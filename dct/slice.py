@@ -4,7 +4,7 @@ Knows prompts, positions and packing. Runs no block itself (see `blocks`) and kn
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,20 +13,30 @@ import torch.autograd.forward_ad as forward_ad
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils import _pytree as pytree
 
-from dct.blocks import Call, Recording, locate_non_finite, record, replay
+from dct.blocks import Call, ReadCall, Recording, locate_non_finite, record, replay, run_block, token_axis
+from dct.compilation import Compiled
 from dct.errors import DctError, NonFiniteError
+from dct.memory import available
 from dct.model import LanguageModel, check_layers
 
 Positions = int | Literal["all"]
 
-PACK_TOKENS = (128, 1024)
-"""Least and greatest limit on the tokens of a packed row; between them it is the model's width, up to which attention
-over the row, quadratic in its length, costs less than the matrices do."""
+PACK_TOKENS = (160, 1024)
+"""Least and greatest limit on the tokens of a packed row; between them it is half the model's width, up to which
+attention over the row, quadratic in its length, costs less than running the common prefix once for every row."""
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 65536, "mps": 16384}
 """Tokens in one pass over the slice to start with; running out of memory halves it."""
+
+
+PASS_ROOM = 0.8
+"""Share of the free memory that one pass may take."""
+
+TRANSIENT = 4
+"""Tensors as large as the largest that is kept which a pass has in hand beside them."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,26 @@ class _Row:
         entering: hidden_states[source] of the row's tokens.
         calls: the arguments of each block for this row.
         targets: where in the row the target tokens of its prompts stand, prompt after prompt.
+        leaving: where they stand in what leaves the last block; left out, in the row itself.
     """
 
     entering: Float[Tensor, "tokens width"]
-    calls: list[Call]
+    calls: Sequence[Call | ReadCall]
     targets: Int[Tensor, " targets"]
+    leaving: Int[Tensor, " targets"] | None = None
+
+    def narrowed(self) -> "_Row":
+        """The same row with the last block run at its target tokens alone, where that saves half of them or more.
+
+        Raises:
+            ValueError: the block takes no cache.
+        """
+        read, leaving = self.targets.unique(return_inverse=True)
+        last = self.calls[-1]
+        if 2 * len(read) > len(self.entering) or isinstance(last, ReadCall):
+            return self
+        last = ReadCall(last, read, len(self.entering))
+        return replace(self, calls=[*self.calls[:-1], last], leaving=leaving)
 
 
 class Slice:
@@ -51,7 +76,8 @@ class Slice:
     A callable (batch, width) -> (batch, width) in float32, differentiable in reverse and in forward mode and twice;
     every row of the batch is a steering vector of its own. Prompts are never padded: they are packed into one row
     behind their common prefix, with a mask under which each sees only itself, whenever that reproduces the
-    activations of the prompts run one by one; otherwise they run one by one.
+    activations of the prompts run one by one; otherwise they run one by one. The last block is run at the target tokens
+    alone (the others give it only keys and values), whenever that reproduces them too.
 
     Args:
         lm: the model.
@@ -61,6 +87,7 @@ class Slice:
         positions: the last so many tokens of each prompt are read, or `all`.
         system: system message for the chat template.
         pack: False runs prompts one by one.
+        narrow: False runs the last block at every token.
 
     Raises:
         UsageError, DctError: layers out of order or range; no prompt, an empty one, or one shorter than `positions`;
@@ -76,6 +103,7 @@ class Slice:
         positions: Positions = 3,
         system: str | None = None,
         pack: bool = True,
+        narrow: bool = True,
     ) -> None:
         check_layers(source, target, lm.depth)
         self.lm, self.source, self.target, self.positions = lm, source, target, positions
@@ -92,7 +120,7 @@ class Slice:
                     f"prompt {number} has {len(row)} tokens, fewer than the {positions} positions that are read: "
                     f"lengthen it or pass --positions {len(row)}"
                 )
-        recordings = [record(lm, row, source, target) for row in self.ids]
+        recordings = record(lm, self.ids, source, target)
         self.residual_norm = float(torch.cat([r.entering for r in recordings]).float().norm(dim=1).median())
         reads = [len(row) if positions == "all" else positions for row in self.ids]
         self.weights = torch.cat([torch.full((n,), 1 / (n * len(reads))) for n in reads]).to(lm.device, self.dtype)
@@ -103,10 +131,13 @@ class Slice:
         self.rest = torch.cat([r.leaving[row.targets] for r, row in zip(recordings, unpacked, strict=True)]).to(
             self.dtype
         )
-        self._rows = unpacked
-        self.packed = False
-        if pack and len(self.ids) > 1:
-            self._try_packing(recordings, reads)
+        self._rows, self._run = unpacked, run_block
+        # What the blocks wrote is the yardstick for other ways to run them: a wrong mask or position changes much.
+        written = self.rest - torch.cat([r.entering[r.targets] for r in unpacked]).to(self.dtype)
+        eps = torch.finfo(lm.dtype).eps
+        self._tolerance = float(max(1e-4, 8 * eps) * written.norm() + eps * self.rest.norm())
+        self.packed = pack and len(self.ids) > 1 and self._try_packing(recordings, reads)
+        self.narrowed = narrow and self._try_narrowing()
         self.rest = self.streams(self._unsteered)[0]
 
     @property
@@ -144,10 +175,35 @@ class Slice:
         return sum(len(row.entering) for row in self._rows)
 
     @property
-    def batch(self) -> int:
-        """Steering vectors in one pass to start with."""
+    def value_batch(self) -> int:
+        """Steering vectors in one pass to start with when no derivative is taken."""
         longest = max(len(row.entering) for row in self._rows)
         return max(1, PASS_TOKENS.get(self.device.type, 8192) // longest)
+
+    @property
+    def batch(self) -> int:
+        """Steering vectors in one pass to start with: what the free memory holds, and no more than is of use."""
+        held = int(PASS_ROOM * available(self.device, self.lm.memory)) // max(1, self.row_bytes)
+        return max(1, min(self.value_batch, held))
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes that one steering vector of a pass with a gradient needs: what is kept for the way back, and a few
+        tensors as large as the largest of them on the way."""
+        kept: dict[int, int] = {}
+        parameters = {p.untyped_storage().data_ptr() for p in self.lm.layers[self.source : self.target].parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        theta = self._unsteered.requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            leaving = self.streams(theta)  # alive, so that no storage is counted under an older one's address
+        del leaving
+        return sum(kept.values()) + TRANSIENT * max(kept.values(), default=0)
 
     def __call__(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
         """Delta(theta), the mean over prompts and target positions.
@@ -171,6 +227,37 @@ class Slice:
         reads = torch.tensor([len(row) if self.positions == "all" else self.positions for row in self.ids])
         return torch.arange(len(self.ids)).repeat_interleave(reads).to(self.device)
 
+    def compile(self) -> None:
+        """Compiles the blocks, all but a narrowed last one, for values and gradients; forward mode runs as before.
+
+        The result must be what it was, for values and for gradients, or nothing changes.
+
+        Raises:
+            DctError: there is no compiler, it fails, or what it makes computes something else.
+        """
+        drawn = torch.randn(2, self.dim, generator=torch.Generator().manual_seed(0))
+        theta = self.residual_norm * normalize(drawn, dim=1).to(self.device, self.dtype)
+        plain = self._value_and_gradient(theta)
+        self._run = Compiled(run_block)
+        try:
+            compiled = self._value_and_gradient(theta)
+        except Exception as error:
+            self._run = run_block
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DctError(f"cannot compile the slice ({reason}): use --compile off") from error
+        bound = max(1e-3, 8 * torch.finfo(self.lm.dtype).eps)
+        if not all(bool((a - b).norm() <= bound * b.norm()) for a, b in zip(compiled, plain, strict=True)):
+            self._run = run_block
+            raise DctError("the compiled slice computes something else: use --compile off")
+
+    def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            alone = self(theta)
+        theta = theta.clone().requires_grad_()
+        value = self(theta)
+        [gradient] = torch.autograd.grad(value, theta, value.detach())
+        return torch.cat([alone, value.detach()]), gradient
+
     def last_entering(self) -> Float[Tensor, "prompts width"]:
         """hidden_states[source] at the last target token of each prompt, unsteered."""
         per_prompt = torch.cat([row.entering[row.targets] for row in self._rows]).float()
@@ -182,26 +269,37 @@ class Slice:
         leaving = []
         for row in self._rows:
             stream = (row.entering.to(self.dtype) + theta[:, None]).to(self.lm.dtype)
-            stream = replay(self.lm, self.source, row.calls, stream)
-            leaving.append(stream[:, row.targets].to(self.dtype))
+            stream = replay(self.lm, self.source, row.calls, stream, self._run)
+            leaving.append(stream[:, row.targets if row.leaving is None else row.leaving].to(self.dtype))
         return torch.cat(leaving, dim=1)
 
-    def _try_packing(self, recordings: list[Recording], reads: list[int]) -> None:
-        """Packs the prompts and keeps the result if it gives the activations of the prompts run one by one."""
-        single, rows, rest = self._rows, [], self.rest
+    def _try_packing(self, recordings: list[Recording], reads: list[int]) -> bool:
+        """Packs the prompts, if that gives the activations of the prompts run one by one."""
         try:
-            for group in _groups(self.ids, min(max(self.dim, PACK_TOKENS[0]), PACK_TOKENS[1])):
-                rows.append(_packed_row(recordings, self.ids, reads, group))
+            limit = min(max(self.dim // 2, PACK_TOKENS[0]), PACK_TOKENS[1])
+            rows = [_packed_row(recordings, self.ids, reads, group) for group in _groups(self.ids, limit)]
         except _UnpackableError:
-            return
-        self._rows = rows
-        packed = self.streams(self._unsteered)[0]
-        # What the blocks wrote is the yardstick: a wrong mask or position changes a good part of it.
-        written = (rest - torch.cat([r.entering[r.targets] for r in single]).to(self.dtype)).norm()
-        eps = torch.finfo(self.lm.dtype).eps
-        self.packed = bool((packed - rest).norm() <= max(1e-4, 8 * eps) * written + eps * rest.norm())
-        if not self.packed:
-            self._rows = single
+            return False
+        return self._adopt(rows)
+
+    def _try_narrowing(self) -> bool:
+        """Runs the last block at the target tokens alone, if it can be and gives the same activations."""
+        try:
+            rows = [row.narrowed() for row in self._rows]
+            return any(row.leaving is not None for row in rows) and self._adopt(rows)
+        except Exception:  # a block of any architecture may object in its own way
+            return False
+
+    def _adopt(self, rows: list[_Row]) -> bool:
+        """Takes these rows in place of the present ones, if they give the unsteered activations."""
+        present, self._rows = self._rows, rows
+        same = False
+        try:
+            same = float((self.streams(self._unsteered)[0] - self.rest).norm()) <= self._tolerance
+        finally:
+            if not same:
+                self._rows = present
+        return same
 
     def _blame(self, theta: Tensor) -> str:
         for row in self._rows:
@@ -313,7 +411,7 @@ class _Merger:
         first = values[0]
         if first.ndim == 4 and all(v.shape[-2:] == (n, n) for v, n in zip(values, self.lengths, strict=True)):
             return self._block_mask(values)
-        axis = 0 if first.ndim == 1 else 1
+        axis = token_axis(first)
         if first.ndim and all(
             v.ndim == first.ndim and v.shape[axis] == n for v, n in zip(values, self.lengths, strict=True)
         ):

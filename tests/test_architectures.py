@@ -109,6 +109,24 @@ def test_packed_prompts_do_what_they_do_one_by_one(lm, slice_):
     assert slice_.tokens < single.tokens  # the common prefix goes through once
 
 
+@pytest.mark.parametrize("pack", [True, False], ids=["packed", "single"])
+def test_the_last_block_at_the_target_tokens_alone_does_what_it_does_at_all(lm, pack):
+    """Streams, gradients and forward-mode derivatives; the tests around this one compare with the whole model."""
+    narrow, full = (dct.Slice(lm, IDS, 1, 4, positions=2, pack=pack, narrow=narrow) for narrow in (True, False))
+    assert narrow.narrowed
+    assert not full.narrowed
+    theta = 3 * torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
+    u = normalize(torch.stack([steering(k) for k in range(4)]), dim=1)
+    assert_same(narrow.streams(theta), full.streams(theta))
+    gradients, slopes = [], []
+    for slice_ in (narrow, full):
+        at = theta.clone().requires_grad_()
+        gradients += torch.autograd.grad(slice_(at), at, u)
+        slopes.append(torch.func.jvp(slice_, (theta,), (u,))[1])
+    assert_same(gradients[0], gradients[1], 1e-5)
+    assert_same(slopes[0], slopes[1], 1e-5)
+
+
 @pytest.mark.parametrize(
     "ids",
     [

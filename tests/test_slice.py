@@ -205,6 +205,44 @@ def test_long_prompt_lists_make_several_packed_rows(small):
     assert error(slice_.last_entering(), torch.stack([s[SOURCE][0, -1] for s in states])) < 1e-6
 
 
+def test_the_last_block_works_on_target_tokens_alone(small):
+    """Its attention and its MLP see only the tokens that are read; nothing is narrowed where most tokens are read."""
+    slice_ = dct.Slice(small, IDS, SOURCE, TARGET, positions=2)
+    assert slice_.narrowed
+    seen = []
+    handles = [
+        small.layers[k].mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1])) for k in (2, 3)
+    ]
+    slice_(torch.zeros(1, WIDTH))
+    for handle in handles:
+        handle.remove()
+    assert seen == [slice_.tokens, 2 * len(IDS)]
+    assert not dct.Slice(small, IDS, SOURCE, TARGET, positions="all").narrowed
+
+
+@pytest.mark.parametrize("fault", ["no cache", "wrong", "raises"])
+def test_a_block_that_cannot_be_narrowed_runs_in_full(make_lm, monkeypatch, fault):
+    """Attention that never asks its cache, that does something else with one, or that refuses it."""
+    lm = make_lm("llama")
+    attention = lm.layers[TARGET - 1].self_attn
+    own = attention.forward
+
+    def forward(*args, past_key_values=None, **kwargs):
+        if past_key_values is not None and fault == "raises":
+            raise NotImplementedError
+        if fault == "no cache":
+            return own(*args, **kwargs)
+        output, weights = own(*args, past_key_values=past_key_values, **kwargs)
+        return (output, weights) if past_key_values is None else (1.1 * output, weights)
+
+    monkeypatch.setattr(attention, "forward", forward)
+    slice_ = dct.Slice(lm, IDS, SOURCE, TARGET)
+    assert slice_.packed
+    assert not slice_.narrowed
+    theta = randoms(2, dtype=torch.float32)
+    assert error(slice_(theta), dct.Slice(lm, IDS, SOURCE, TARGET, narrow=False)(theta)) == 0
+
+
 def test_equal_prompts_are_packed_too(small):
     slice_ = dct.Slice(small, [IDS[0], IDS[0]], SOURCE, TARGET)
     alone = dct.Slice(small, [IDS[0]], SOURCE, TARGET)

@@ -19,6 +19,7 @@ from dct.cli.steer import (
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.errors import DctError, UsageError
+from dct.memory import parse_bytes
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def ablate(
     model: o.RunModel = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    memory: o.Memory = None,
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -64,7 +66,14 @@ def ablate(
     if site not in ("source", "target"):
         raise UsageError(f"unknown --site {site!r}: choose source or target")
     opened, factors, lm = open_run(
-        terminal, run, model, force, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        terminal,
+        run,
+        model,
+        force,
+        dtype=dtype,
+        device=device,
+        memory=parse_bytes(memory),
+        trust_remote_code=trust_remote_code,
     )
     names = list(chosen_vectors(opened, vector, rank, top))
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)

@@ -14,6 +14,7 @@ from dct.cli import options as o
 from dct.cli.fit import calibrated
 from dct.cli.terminal import Terminal, command, parse_positions
 from dct.cli.work import fit_prompts, load_model
+from dct.memory import parse_bytes
 
 
 @command
@@ -30,6 +31,7 @@ def calibrate(
     positions: o.Positions = "3",
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    memory: o.Memory = None,
     batch: o.Batch = None,
     seed: o.Seed = 0,
     layers: o.Layers = "",
@@ -45,11 +47,21 @@ def calibrate(
 
     terminal = Terminal(as_json, quiet)
     chosen = fit_prompts(model, prompts, column, prompt, n)
+
+    def between(depth: int) -> tuple[int, int]:
+        from dct.model import default_layers
+
+        first, last = default_layers(depth)
+        first = first if source is None else source
+        return first, (last if last > first else first + 1) if target is None else target
+
     lm = load_model(
         terminal,
         model,
+        between=between,
         dtype=dtype,
         device=device,
+        memory=parse_bytes(memory),
         layers=layers,
         revision=revision,
         trust_remote_code=trust_remote_code,
@@ -57,12 +69,9 @@ def calibrate(
     from dct.calibration import DEFAULT_LAMBDA, nonlinearity
     from dct.errors import CalibrationError
     from dct.factors import write_whole
-    from dct.model import default_layers
     from dct.slice import Slice
 
-    first, last = default_layers(lm.depth)
-    first = first if source is None else source
-    last = (last if last > first else first + 1) if target is None else target
+    first, last = between(lm.depth)
     with terminal.busy("running the prompts"):
         slice_ = Slice(lm, chosen.texts, first, last, parse_positions(positions), system)
     try:

@@ -35,6 +35,7 @@ def demo(
         options={"method": "exponential", "factors": FACTORS, "iterations": 10, "seed": seed},
         out=out,
         force=True,
+        whole=True,
     )
     run, factors, lm = run_fit(terminal, recipe)
     unseen = unseen_prompts(terminal, factors.info, None, None, HARMLESS)

@@ -11,16 +11,10 @@ from rich.markup import escape
 
 from dct.aliases import DEMO
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command, parse_positions, plain, sparkline
-from dct.cli.work import (
-    fit_prompts,
-    human_bytes,
-    load_model,
-    peak_memory,
-    provenance,
-    short_name,
-)
+from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
+from dct.cli.work import fit_prompts, load_model, provenance, short_name
 from dct.errors import DctError, InterruptedFitError
+from dct.memory import human_bytes, parse_bytes, peak
 
 if TYPE_CHECKING:
     from dct.calibration import Calibration
@@ -63,7 +57,9 @@ def fit(
     tolerance: Annotated[float, typer.Option(help="Stop once V changes by less.")] = 0.0,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    memory: o.Memory = None,
     batch: o.Batch = None,
+    compile: o.Compile = "auto",  # noqa: A002 (the option's name)
     seed: o.Seed = 0,
     layers: o.Layers = "",
     revision: o.Revision = None,
@@ -93,6 +89,7 @@ def fit(
                 "layers": layers,
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
+                "memory": parse_bytes(memory),
             },
             source=source,
             target=target,
@@ -116,11 +113,20 @@ def fit(
                 "seed": seed,
             },
             batch=batch,
+            compile=compile,
             out=out,
             force=force,
         )
     run, found, _ = run_fit(terminal, recipe)
-    terminal.result({"run": str(run.folder), "factors": len(found), "scale": found.scale, "info": found.info})
+    terminal.result(
+        {
+            "run": str(run.folder),
+            "factors": len(found),
+            "scale": found.scale,
+            "estimate": found.info["estimate"],
+            "info": found.info,
+        }
+    )
 
 
 @dataclass
@@ -142,8 +148,11 @@ class Recipe:
     ratio: float | None = None
     scale: float | None = None
     batch: int | None = None
+    compile: str = "auto"
     out: Path | None = None
     force: bool = False
+    whole: bool = False
+    """Load the whole model, for what comes after the fit."""
     interrupted: "Interrupted | None" = None
 
 
@@ -181,6 +190,7 @@ def resume_recipe(out: Path | None) -> Recipe:
         scale=config["scale"],
         options=config["options"],
         batch=config["batch"],
+        compile=config.get("compile", "off"),
         out=run.folder,
         interrupted=Interrupted(run, state, config),
     )
@@ -193,22 +203,29 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
         from dct.model import check_layers
 
         check_layers(recipe.source, recipe.target)
+    from dct.compilation import check_choice
     from dct.fitting import check_options
     from dct.runs import new_run
 
     if recipe.out is not None and recipe.interrupted is None:
         _refuse_overwriting(new_run(recipe.out, ""), recipe.force)
+    check_choice(recipe.compile)
     check_options(**{k: v for k, v in recipe.options.items() if k in ("method", "orthogonalize", "start", "beta")})
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
-    lm = load_model(terminal, recipe.model, **recipe.loading)
+
+    def between(depth: int) -> tuple[int, int]:
+        from dct.model import default_layers
+
+        return _layers(recipe, default_layers(depth))
+
+    lm = load_model(terminal, recipe.model, between=None if recipe.whole else between, **recipe.loading)
 
     from dct.fitting import default_iterations
     from dct.fitting import fit as fit_map
-    from dct.model import default_layers
     from dct.slice import Slice
 
     began = time.monotonic()
-    source, target = _layers(recipe, default_layers(lm.depth))
+    source, target = between(lm.depth)
     with terminal.busy("running the prompts"):
         slice_ = Slice(lm, chosen.texts, source, target, recipe.positions, recipe.system)
     _describe(terminal, slice_, len(chosen))
@@ -219,6 +236,11 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     if options["iterations"] is None:
         options["iterations"] = default_iterations(method)
     interrupted = recipe.interrupted
+    with terminal.busy("timing a pass"):
+        expected = _expected(slice_, recipe, options)
+    _announce(terminal, expected, recipe.batch)
+    # The other fits go through forward mode, which compiled code does not take.
+    gains = expected["seconds"] if method == "exponential" else 0.0
     run = (
         interrupted.run
         if interrupted
@@ -233,6 +255,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
         "seed": options["seed"],
         "lambda": None,
         "calibration": None,
+        "estimate": expected,
     }
     if interrupted:
         _same_weights(interrupted, config)
@@ -250,6 +273,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
             "lambda": found.target,
             "calibration": {"ratio": found.ratio, "limited": found.limited, "curve": found.curve},
         }
+    config["compile"] = "on" if _compiled(terminal, slice_, recipe.compile, gains) else "off"
     saved = {**config, "options": options, "batch": recipe.batch, "scale": scale}
 
     try:
@@ -273,10 +297,72 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     if factors.objective.numel() and not bool(factors.objective.isfinite().all()):
         raise DctError("the objective is not finite: lower --scale")
     seconds = round(time.monotonic() - began, 2)
-    factors.info = {**factors.info, **config, "seconds": seconds, "peak_memory": peak_memory(lm.device)}
+    factors.info = {**factors.info, **config, "seconds": seconds, "peak_memory": peak(lm.device)}
     run.save_factors(factors)
     _show(terminal, run, factors)
     return run, factors, lm
+
+
+def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    """What the calibration and the fit are expected to take, and the memory that they are expected to need."""
+    from dct.calibration import usual_work
+    from dct.estimate import fit_bytes, seconds
+    from dct.fitting import work
+    from dct.memory import available, used
+
+    done = recipe.interrupted.state.iteration if recipe.interrupted else 0
+    left = "factors" if options["method"] == "melbo" else "iterations"  # what an interrupted fit has fewer of to do
+    fit_work = work(
+        **{**options, left: options[left] - done},
+        dim=slice_.dim,
+        dim_out=slice_.dim,
+        resumed=recipe.interrupted is not None,
+    )
+    calibration = usual_work() if recipe.scale is None else {}
+    batch = 1 if options["method"] == "melbo" else recipe.batch or slice_.batch
+    fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=batch)
+    more = fit_bytes(options["factors"], slice_.dim, min(batch, max(fit_work.values())), slice_.row_bytes)
+    return {
+        "seconds": round(fit_seconds, 2),
+        "calibration_seconds": round(calibration_seconds, 2),
+        "peak_memory": max(peak(slice_.device), used(slice_.device) + more),
+        "more_memory": more,
+        "free_memory": available(slice_.device, slice_.lm.memory),
+        "batch": batch,
+        "vector_memory": slice_.row_bytes,
+    }
+
+
+def _announce(terminal: Terminal, expected: dict[str, Any], batch: int | None) -> None:
+    calibration = expected["calibration_seconds"]
+    before = f" after about {human_seconds(calibration)} of calibration" if calibration else ""
+    terminal.note(
+        f"expected: {human_seconds(expected['seconds'])}{before}; peak memory {human_bytes(expected['peak_memory'])} "
+        f"({human_bytes(expected['vector_memory'])} a vector, {expected['batch']} in a pass)"
+    )
+    if expected["more_memory"] > expected["free_memory"]:
+        cure = "a smaller --batch" if batch and batch > 1 else "fewer or shorter prompts (--n), a shorter slice"
+        terminal.warn(
+            f"the fit will ask for {human_bytes(expected['more_memory'])} more memory and "
+            f"{human_bytes(expected['free_memory'])} are free: try {cure} or --dtype bfloat16"
+        )
+
+
+def _compiled(terminal: Terminal, slice_: "Slice", choice: str, seconds: float) -> bool:
+    """Compiles the slice if that was asked for or pays; a fit goes on without where it cannot be done."""
+    from dct.compilation import pays
+
+    if not pays(choice, lambda: seconds):
+        return False
+    began = time.monotonic()
+    try:
+        with terminal.busy("compiling the slice"):
+            slice_.compile()
+    except DctError as error:
+        terminal.warn(f"{error}; going on without")
+        return False
+    terminal.note(f"blocks compiled in {time.monotonic() - began:.3g} s")
+    return True
 
 
 def _layers(recipe: Recipe, default: tuple[int, int]) -> tuple[int, int]:

@@ -40,6 +40,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or map 
 Layers = Annotated[str, typer.Option("--layers", help="Dotted name of the block list, where it is not found alone.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Batch = Annotated[int | None, typer.Option(min=1, help="Vectors in one pass.", show_default="what memory holds")]
+Memory = Annotated[
+    str | None, typer.Option(help="Memory to stay within, such as 8GB.", show_default="what is free on the device")
+]
+Compile = Annotated[
+    str, typer.Option(help="Compile the blocks: on, off, or auto, where the fit is long enough to gain by it.")
+]
 Ratio = Annotated[
     float | None,
     typer.Option(

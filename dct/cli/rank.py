@@ -13,6 +13,7 @@ from dct.cli import options as o
 from dct.cli.tasks import chosen_task, run_task
 from dct.cli.terminal import Terminal, command, parse_scales, plain
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
+from dct.memory import parse_bytes
 from dct.prompts import PromptSet, fingerprint
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def rank(
     system: o.System = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    memory: o.Memory = None,
     seed: o.Seed = 0,
     trust_remote_code: o.Trust = False,
     force: o.Force = False,
@@ -83,7 +85,14 @@ def rank(
     multiples = parse_scales(scales)
     asked = chosen_task(task, match, unlock, column, prompts, by, max_damage)
     opened, factors, lm = open_run(
-        terminal, run, model, force, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        terminal,
+        run,
+        model,
+        force,
+        dtype=dtype,
+        device=device,
+        memory=parse_bytes(memory),
+        trust_remote_code=trust_remote_code,
     )
     if asked is not None:
         content = run_task(

@@ -17,6 +17,7 @@ from dct.cli import options as o
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.errors import DctError, UsageError
+from dct.memory import parse_bytes
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def steer(
     model: o.RunModel = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
+    memory: o.Memory = None,
     trust_remote_code: o.Trust = False,
     out: Annotated[Path | None, typer.Option(help="Also write the completions to this JSONL file.")] = None,
     force: o.Force = False,
@@ -72,7 +74,14 @@ def steer(
     """
     terminal = Terminal(as_json, quiet)
     opened, factors, lm = open_run(
-        terminal, run, model, force, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        terminal,
+        run,
+        model,
+        force,
+        dtype=dtype,
+        device=device,
+        memory=parse_bytes(memory),
+        trust_remote_code=trust_remote_code,
     )
     picked = chosen_vectors(opened, vector, rank, top)
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)

@@ -122,6 +122,13 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[min(7, int(8 * (v - low) / span))] for v in values)
 
 
+def human_seconds(seconds: float) -> str:
+    """A duration as people say it: "0.4 s", "41 s", "7 min", "2.5 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.2g} h"
+
+
 def plain(value: float) -> str:
     """Three significant digits, without an exponent where that reads well."""
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"

@@ -41,11 +41,12 @@ def load_model(terminal: Terminal, name: str, **options: Any) -> "LanguageModel"
         hush_libraries()
         from dct.model import load
 
-        lm = load(name, **options)
+        lm = load(name, tell=terminal.warn, **options)
+    held = f", layers {lm.resident.start} to {lm.resident.stop} loaded" if lm.resident is not None else ""
     terminal.note(
         f"{name}: {lm.model.config.model_type}, {lm.depth} blocks of width {lm.width}, "
         f"{str(lm.dtype).removeprefix('torch.')} on {lm.device}, "
-        f"{'chat template' if lm.has_chat_template else 'plain text (no chat template)'}"
+        f"{'chat template' if lm.has_chat_template else 'plain text (no chat template)'}{held}"
     )
     return lm
 
@@ -153,24 +154,6 @@ def _portable(name: str) -> str:
     """A local path made absolute, so that a run can be used from another working folder; anything else unchanged."""
     known = not name or name in ALIASES or name == DEMO
     return str(Path(name).resolve()) if not known and Path(name).exists() else name
-
-
-def peak_memory(device: Any) -> int:
-    """Bytes: the device's peak where it keeps one, the process's peak resident set elsewhere."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
-
-
-def human_bytes(n: int) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def short_name(model: str) -> str:

@@ -1,0 +1,107 @@
+"""What a fit will cost, before it begins: seconds from timed passes of the map itself, bytes from what a pass keeps.
+
+Knows nothing of language models: a map may say what one row of a pass needs (`row_bytes`), how many rows go into one
+(`batch`) and where (`device`).
+"""
+
+import time
+from typing import Any
+
+import torch
+
+from dct.derivatives import Derivatives, Map
+
+Work = dict[str, int]
+"""Rows that will go through a map, by the `Derivatives` method that they go through."""
+
+COST = {"value": 1.0, "vjp": 2.0, "value_and_gradient": 2.0, "jvp": 3.0, "second": 7.0, "second_transposed": 7.0}
+"""Time of a row, in units of a value: only for what is too small a part of the work to be worth a timed pass."""
+
+PART = 0.15
+"""Share of the work from which on a kind of pass is timed."""
+
+SPENT = 0.05
+"""Share of the whole time that timing may take, beyond a first row."""
+
+FIRST = 5.0
+"""Seconds below which a first row is run again: it may have borne what every first call bears, a second or two."""
+
+SOON = 0.5
+"""Seconds that timing may take in any case."""
+
+
+def fit_bytes(factors: int, dim: int, rows: int, row_bytes: int) -> int:
+    """Bytes that a fit asks for: those of a pass of so many rows, beside V, U and what the algebra makes of them."""
+    matrix = 4 * factors * dim
+    square = 8 * factors * factors  # K, its eigenvectors and a few of its size, in float64
+    return rows * row_bytes + 8 * matrix + 6 * square
+
+
+def seconds(f: Map, dim: int, *works: Work, batch: int | None = None) -> list[float]:
+    """How long each of several pieces of work will take, by timing the kinds of pass that matter in all of them.
+
+    A kind that is timed is run on one row and on as many as a small share of the whole time allows; a pass takes a
+    fixed time and one per row.
+    """
+    d = Derivatives(f, dim, batch=batch)
+    total: Work = {}
+    for work in works:
+        for kind, rows in work.items():
+            total[kind] = total.get(kind, 0) + rows
+    guessed = {kind: COST[kind] * rows for kind, rows in total.items() if rows}
+    if not guessed:
+        return [0.0 for _ in works]
+    largest = max(guessed, key=lambda kind: guessed[kind])
+    timed = [kind for kind in guessed if kind == largest or guessed[kind] >= PART * sum(guessed.values())]
+    laws = {kind: _law(d, kind, total[kind], sum(guessed.values()) / COST[kind]) for kind in timed}
+    fixed, per_row = laws[largest]
+
+    def law(kind: str) -> tuple[float, float]:
+        return laws.get(kind, (fixed, per_row * COST[kind] / COST[largest]))
+
+    def duration(kind: str, rows: int) -> float:
+        fixed, per_row = law(kind)
+        return -(-rows // d.batch) * fixed + rows * per_row
+
+    return [float(sum(duration(kind, rows) for kind, rows in work.items())) for work in works]
+
+
+def _law(d: Derivatives, kind: str, rows: int, all_rows: float) -> tuple[float, float]:
+    """Fixed seconds of a pass of one kind, and seconds of a row in it."""
+    one = _timed(d, kind, 1)
+    if one < FIRST:
+        one = min(one, _timed(d, kind, 1))
+    size = min(d.batch, rows)
+    while size > 1 and one * size > max(SOON, SPENT * one * all_rows):
+        size //= 2
+    if size <= 1:
+        return 0.0, one
+    many = min(_timed(d, kind, size) for _ in range(2 if one * size < SOON else 1))
+    per_row = min(max((many - one) / (size - 1), 0.0), many / size)
+    return many - size * per_row, per_row
+
+
+def _timed(d: Derivatives, kind: str, rows: int) -> float:
+    theta = torch.nn.functional.normalize(torch.ones(rows, d.dim, device=d.device, dtype=d.dtype), dim=1)
+    out = torch.nn.functional.normalize(torch.ones(rows, d.dim_out, device=d.device, dtype=d.dtype), dim=1)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "value": (theta,),
+        "jvp": (theta,),
+        "vjp": (out,),
+        "value_and_gradient": (theta, out),
+        "second": (theta,),
+        "second_transposed": (out, theta),
+    }
+    _wait(d.device)
+    began = time.perf_counter()
+    getattr(d, kind)(*arguments[kind])
+    _wait(d.device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given: the clock must not stop before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
