@@ -115,10 +115,10 @@ def test_a_benchmark_that_is_killed_loses_at_most_one_measurement(bench, how):
     began = time.monotonic()
     while not (Path("log").exists() and len(Path("log").read_text()) >= 2):
         assert child.poll() is None, child.communicate()
-        assert time.monotonic() - began < 120
+        assert time.monotonic() - began < 300
         time.sleep(0.02)
     child.send_signal(how)
-    _, said = child.communicate(timeout=60)
+    _, said = child.communicate(timeout=120)
     done = len(Path("log").read_text())
     kept = len(list(Path("cut/cells").iterdir()))
     assert done <= kept <= done + 1
