@@ -101,7 +101,7 @@ def work(
     Exact for all but `linear-randomized`, whose power iterations end when they have settled: three are assumed.
 
     Args:
-        iterations: those that are left.
+        iterations: those that are left (of melbo, steps of each of the `factors` that are left).
         resumed: the fit goes on from a state, so that it needs no start.
     """
     m, least = factors, min(dim, dim if dim_out is None else dim_out)
@@ -112,6 +112,8 @@ def work(
     if method == "linear-randomized":
         width = min(m + max(10, m // 4), least)
         return {"vjp": least} if 4 * width >= least else {"vjp": 4 * width, "jvp": 4 * width}
+    if method == "melbo":
+        return {"value_and_gradient": m * iterations, "value": m + RANDOM_RESPONSES}
     rows = {"vjp": 0 if resumed or start != "projected" else d_proj}
     ends = m + RANDOM_RESPONSES + (0 if resumed else m)
     if method == "quadratic":

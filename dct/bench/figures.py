@@ -220,6 +220,7 @@ def _multiplicity(report: Report, results: list[Result], none: str) -> "Figure":
                 capsize=2,
             )
         ax.set_xticks(range(len(labels)), labels)
+        ax.set_xlim(-0.6, len(labels) - 0.4)
         ax.grid(False, axis="x")
         ax.set_ylabel(label)
     axes[0].legend()

@@ -46,7 +46,7 @@ class Sizes:
     damage: int = 16
     questions: int = 16
     answers: int = 40
-    top: tuple[int, ...] = (8, 32)
+    top: tuple[int, ...] = (4, 16)
     tried: int = 128
     probes: int = 4
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
@@ -63,7 +63,8 @@ def full(width: int, factors: int | None = None, shuffles: int | None = None) ->
     """Everything, as the post has it, with 512 vectors a fit; with a sixth of the width where that is less."""
     m = factors or min(512, max(2, width // 6))
     widths = tuple(w for w in (8, 16, 32, 64, 128, 256, 512) if w <= 4 * m)
-    return Sizes(factors=m, shuffles=shuffles or 5, tried=min(512, 4 * m), widths=widths).for_width(width)
+    top = (max(2, m // 8), max(2, m // 2))  # the post averages 240 of 512
+    return Sizes(factors=m, shuffles=shuffles or 5, top=top, tried=min(512, 4 * m), widths=widths).for_width(width)
 
 
 def quick(width: int, factors: int | None = None, shuffles: int | None = None) -> Sizes:

@@ -235,7 +235,7 @@ class Workshop:
         """What the record of a cell is filed under."""
         sizes = asdict(self.sizes)
         # What decides how many cells there are does not decide what one of them measures.
-        for plural in ("n", "shuffles", "widths", "scales"):
+        for plural in ("n", "shuffles", "top", "widths", "scales"):
             sizes.pop(plural)
         sizes["train"] = max(*self.sizes.n, self.sizes.fitted)
         return key_of({"subject": self.subject.identity, "sizes": sizes, "cell": [cell.experiment, cell.settings]})

@@ -311,14 +311,15 @@ def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[
     from dct.memory import available, used
 
     done = recipe.interrupted.state.iteration if recipe.interrupted else 0
+    left = "factors" if options["method"] == "melbo" else "iterations"  # what an interrupted fit has fewer of to do
     fit_work = work(
-        **{**options, "iterations": options["iterations"] - done},
+        **{**options, left: options[left] - done},
         dim=slice_.dim,
         dim_out=slice_.dim,
         resumed=recipe.interrupted is not None,
     )
     calibration = usual_work() if recipe.scale is None else {}
-    batch = recipe.batch or slice_.batch
+    batch = 1 if options["method"] == "melbo" else recipe.batch or slice_.batch
     fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=batch)
     more = fit_bytes(options["factors"], slice_.dim, min(batch, max(fit_work.values())), slice_.row_bytes)
     return {
