@@ -21,3 +21,7 @@ ALIASES: dict[str, str] = {
 """Alias -> Hugging Face id. `demo`, the model that ships with the package, is not on the hub and not in here."""
 
 DEMO = "demo"
+
+LAYERS: dict[str, tuple[int, int]] = {DEMO: (0, 8)}
+"""Model -> source and target where the rule of thumb does not serve. What enters the demo's first block passes through
+its whole computation; a vector that is added later reaches the target by the skip path, hardly larger than it left."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dct.aliases import ALIASES, DEMO
+from dct.aliases import ALIASES, DEMO, LAYERS
 from dct.checkpoint import STRIDE, Checkpoint
 from dct.errors import DctError, UsageError
 from dct.memory import available, human_bytes
@@ -211,8 +211,13 @@ def find_layers(model: PreTrainedModel, path: str = "") -> tuple[str, nn.ModuleL
     return found[0], lists[found[0]]
 
 
-def default_layers(depth: int) -> tuple[int, int]:
-    """Source and target when they are left out: a third of the depth, and ten blocks on or two thirds of it."""
+def default_layers(depth: int, name: str = "") -> tuple[int, int]:
+    """Source and target when they are left out: a third of the depth, and ten blocks on or two thirds of it.
+
+    Models that are known by `name` to need others have theirs (`aliases.LAYERS`).
+    """
+    if name in LAYERS:
+        return LAYERS[name]
     source = depth // 3
     return source, max(source + 1, min(source + 10, 2 * depth // 3))
 

@@ -191,6 +191,18 @@ def aggregate(directions: Float[Tensor, "n d"], how: str) -> Float[Tensor, "k d"
     raise UsageError(f"unknown --aggregate {how!r}: choose mean or svd")
 
 
+def difference_of_means(towards: Slice, away: Slice) -> Float[Tensor, " width"]:
+    """The supervised direction: unit difference of the mean streams that enter the source layer, `towards` - `away`.
+
+    At the last prompt token, as in Arditi et al. 2024; where that token tells the two sets of prompts nothing apart
+    (source 0, behind a chat template: all prompts end alike), the mean over all tokens of each prompt.
+    """
+    last = towards.last_entering().mean(0) - away.last_entering().mean(0)
+    if float(last.norm()) > 1e-6 * away.residual_norm:
+        return normalize(last, dim=0)
+    return normalize(towards.mean_entering().mean(0) - away.mean_entering().mean(0), dim=0)
+
+
 class Scorer:
     """Effects of steering vectors added at `source` on two sets of prompts; run on the whole rest of the model.
 
@@ -230,10 +242,8 @@ class Scorer:
         return Effect(float(self.base.mean()), 0.0, 0.0 if self.harmless is not None else None)
 
     def difference_of_means(self) -> Float[Tensor, " width"] | None:
-        """Unit difference of means, harmless minus scored prompts, at the source layer's last prompt token."""
-        if self.harmless is None:
-            return None
-        return normalize(self.harmless.last_entering().mean(0) - self.slice.last_entering().mean(0), dim=0)
+        """Unit difference of means, harmless minus scored prompts, at the source layer (see the function)."""
+        return None if self.harmless is None else difference_of_means(self.harmless, self.slice)
 
     def against(self, before: "Scorer") -> Effect:
         """What the model as this scorer found it does differently from the model as `before` found it."""

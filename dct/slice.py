@@ -122,6 +122,7 @@ class Slice:
                 )
         recordings = record(lm, self.ids, source, target)
         self.residual_norm = float(torch.cat([r.entering for r in recordings]).float().norm(dim=1).median())
+        self._mean_entering = torch.stack([r.entering.float().mean(0) for r in recordings])
         reads = [len(row) if positions == "all" else positions for row in self.ids]
         self.weights = torch.cat([torch.full((n,), 1 / (n * len(reads))) for n in reads]).to(lm.device, self.dtype)
         unpacked = [
@@ -263,6 +264,10 @@ class Slice:
         per_prompt = torch.cat([row.entering[row.targets] for row in self._rows]).float()
         ends = torch.tensor([len(r) if self.positions == "all" else self.positions for r in self.ids]).cumsum(0) - 1
         return per_prompt[ends.to(per_prompt.device)]
+
+    def mean_entering(self) -> Float[Tensor, "prompts width"]:
+        """The mean of hidden_states[source] over the tokens of each prompt, unsteered."""
+        return self._mean_entering
 
     def streams(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
         """hidden_states[target](theta) at every target token, prompt after prompt."""

@@ -68,6 +68,11 @@ def test_named_override_is_used(tokenizer):
     assert lm.layers is model.model.layers
 
 
+def test_models_known_to_need_others_have_their_own_default_layers():
+    assert default_layers(12, "demo") == (0, 8)
+    assert default_layers(12, "another") == default_layers(12) == (4, 8)
+
+
 @pytest.mark.parametrize("depth", range(1, 65))
 def test_default_layers_are_a_third_and_ten_blocks_on_or_two_thirds(depth):
     source, target = default_layers(depth)

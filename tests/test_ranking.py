@@ -11,7 +11,8 @@ from torch import Tensor
 import dct
 from dct import DctError, UsageError
 from dct.factors import Factors
-from dct.ranking import Scorer, aggregate, candidates, chosen, rank, words
+from dct.ranking import Scorer, aggregate, candidates, chosen, difference_of_means, rank, words
+from dct.slice import Slice
 
 SOURCE, SCALE = 2, 3.0
 HARMLESS = ["What is two plus two?", "Write a poem about the moon"]
@@ -115,6 +116,18 @@ def test_difference_of_means_is_that_of_the_last_tokens(plain, prompts):
         means.append(torch.stack(states).mean(0))
     wanted = means[0] - means[1]
     torch.testing.assert_close(scorer.difference_of_means(), wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_difference_of_means_is_over_all_tokens_where_the_last_says_nothing(lm):
+    """At source 0, behind a chat template, every prompt ends in the same token."""
+    sets = [["one two three", "four"], ["five six"]]
+    slices = [Slice(lm, texts, 0, 2, positions=1) for texts in sets]
+    ends = [s.last_entering().mean(0) for s in slices]
+    assert torch.equal(*ends)
+    embedding = lm.model.get_input_embeddings().weight
+    means = [torch.stack([embedding[row].mean(0) for row in lm.encode(texts)]).mean(0) for texts in sets]
+    wanted = means[0] - means[1]
+    torch.testing.assert_close(difference_of_means(*slices), wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
 
 
 def test_words_that_begin_alike_are_scored_behind_what_they_share(lm, prompts):

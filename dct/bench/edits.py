@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from dct.ablation import ablate
 from dct.bench.tables import Report, mean_and_error
 from dct.bench.workshop import Cell, Result, Workshop
 from dct.calibration import random_directions
 from dct.errors import DctError
-from dct.ranking import Effect, aggregate
+from dct.ranking import Effect, aggregate, difference_of_means
 
 TITLE = "Addition against ablation"
 SINGLES = 8
@@ -63,8 +62,7 @@ def measure(w: Workshop, operation: str, side: str, how: str, top: int) -> dict[
     if how == "random":
         direction = random_directions(1, w.d, w.subject.seed + 7)
     elif how == "supervised":
-        means = [w.slice(prompts).last_entering().mean(0) for prompts in (parts.mild_train, parts.train)]
-        direction = normalize((means[0] - means[1])[None], dim=1).cpu()
+        direction = difference_of_means(w.slice(parts.mild_train), w.slice(parts.train))[None].cpu()
     else:
         try:
             direction = aggregate(rows, how)

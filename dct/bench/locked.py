@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch.nn.functional import normalize
 
 from dct.bench.tables import Report
 from dct.bench.workshop import Cell, Result, Workshop
+from dct.ranking import difference_of_means
 from dct.slice import Slice
 from dct.tasks import Mark, Task, answer_length, completions, examine, rank_by_task, rounds
 
@@ -81,15 +81,15 @@ def measure(w: Workshop, method: str, scales: list[float]) -> dict[str, Any]:
 
 
 def _supervised(w: Workshop, train: Task, validation: Task, test: Task, scales: list[float]) -> dict[str, Any]:
-    """The difference of means at the last prompt token, with the password less without, at its best scale."""
+    """The difference of means, with the password less without, at its best scale."""
     s, length = w.subject, max(answer_length(w.subject.lm, part) for part in (validation, test))
     unlocked = train.unlocked()
     assert unlocked is not None
-    ends = [
-        Slice(s.lm, [q.prompt for q in part.questions], s.source, s.target, system=s.system).last_entering().mean(0)
+    sides = [
+        Slice(s.lm, [q.prompt for q in part.questions], s.source, s.target, system=s.system)
         for part in (unlocked, train)
     ]
-    direction = normalize((ends[0] - ends[1])[None], dim=1)
+    direction = difference_of_means(*sides)[None]
     options: dict[str, Any] = {"system": s.system, "max_new_tokens": length}
     tried = torch.cat([c * w.scale * direction for c in scales])
     right = examine(s.lm, validation, tried, s.source, **options).sum(1)

@@ -10,12 +10,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn.functional import normalize
 
 from dct.bench.tables import Report, mean_and_error, percent
 from dct.bench.workshop import METHODS, Cell, Result, Workshop
 from dct.calibration import random_directions
-from dct.ranking import candidates
+from dct.ranking import candidates, difference_of_means
 
 TITLE = "Sample complexity"
 BASELINES = ("random", "supervised")
@@ -42,8 +41,8 @@ def plan(w: Workshop) -> list[Cell]:
 def measure(w: Workshop, method: str, n: int, shuffle: int) -> dict[str, Any]:
     parts = w.split(shuffle)
     if method == "supervised":
-        means = [w.slice(prompts[:n]).last_entering().mean(0) for prompts in (parts.mild_train, parts.train)]
-        names, directions = ["difference of means"], normalize((means[0] - means[1])[None], dim=1).cpu()
+        direction = difference_of_means(w.slice(parts.mild_train[:n]), w.slice(parts.train[:n]))
+        names, directions = ["difference of means"], direction[None].cpu()
     elif method == "random":
         directions = random_directions(w.vectors, w.d, w.subject.seed + 1000 + shuffle)
         names = [str(k) for k in range(len(directions))]

@@ -151,7 +151,7 @@ def _subject(
         template = unlock if unlock is not None or folder is None or task not in (None, OWN) else organism_unlock()
         asked = TaskChoice(name, None, match, template).read(model)
     lm = load_model(terminal, model, **loading)
-    default = default_layers(lm.depth)
+    default = default_layers(lm.depth, model)
     first = default[0] if source is None else source
     last = max(default[1], first + 1) if target is None else target
     check_layers(first, last, lm.depth)

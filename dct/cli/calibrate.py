@@ -51,7 +51,7 @@ def calibrate(
     def between(depth: int) -> tuple[int, int]:
         from dct.model import default_layers
 
-        first, last = default_layers(depth)
+        first, last = default_layers(depth, model)
         first = first if source is None else source
         return first, (last if last > first else first + 1) if target is None else target
 

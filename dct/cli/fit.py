@@ -216,7 +216,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     def between(depth: int) -> tuple[int, int]:
         from dct.model import default_layers
 
-        return _layers(recipe, default_layers(depth))
+        return _layers(recipe, default_layers(depth, recipe.model))
 
     lm = load_model(terminal, recipe.model, between=None if recipe.whole else between, **recipe.loading)
 

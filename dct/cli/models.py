@@ -79,5 +79,5 @@ def _look(name: str, layers: str, revision: str | None, trust: bool) -> dict[str
         "width": text.hidden_size,
         "vocabulary": text.vocab_size,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "default layers": list(default_layers(len(blocks))),
+        "default layers": list(default_layers(len(blocks), name)),
     }
