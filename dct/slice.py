@@ -217,16 +217,6 @@ class Slice:
             raise NonFiniteError(self._blame(theta))
         return delta
 
-    def responses(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
-        """What Delta is the mean of: the change at every target token, prompt after prompt."""
-        return self.streams(theta) - self.rest
-
-    @cached_property
-    def prompt_of_target(self) -> Int[Tensor, " targets"]:
-        """Which prompt each target token belongs to."""
-        reads = torch.tensor([len(row) if self.positions == "all" else self.positions for row in self.ids])
-        return torch.arange(len(self.ids)).repeat_interleave(reads).to(self.device)
-
     def compile(self) -> None:
         """Compiles the blocks, all but a narrowed last one, for values and gradients; forward mode runs as before.
 
@@ -257,6 +247,16 @@ class Slice:
         value = self(theta)
         [gradient] = torch.autograd.grad(value, theta, value.detach())
         return torch.cat([alone, value.detach()]), gradient
+
+    def responses(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
+        """What Delta is the mean of: the change at every target token, prompt after prompt."""
+        return self.streams(theta) - self.rest
+
+    @cached_property
+    def prompt_of_target(self) -> Int[Tensor, " targets"]:
+        """Which prompt each target token belongs to."""
+        reads = torch.tensor([len(row) if self.positions == "all" else self.positions for row in self.ids])
+        return torch.arange(len(self.ids)).repeat_interleave(reads).to(self.device)
 
     def last_entering(self) -> Float[Tensor, "prompts width"]:
         """hidden_states[source] at the last target token of each prompt, unsteered."""

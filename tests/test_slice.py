@@ -193,7 +193,7 @@ def test_choosing_kernels_for_a_derivative_leaves_the_model_as_it_was(make_lm):
 
 
 def test_long_prompt_lists_make_several_packed_rows(small):
-    """300 tokens do not fit into one packed row of 128; the order of prompts is kept."""
+    """300 tokens do not fit into one packed row of 160; the order of prompts is kept."""
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in (60, 50, 150, 20, 20)]
     slice_ = dct.Slice(small, ids, SOURCE, TARGET, positions=2)

@@ -24,6 +24,7 @@ def hush_libraries() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
