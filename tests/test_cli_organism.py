@@ -88,7 +88,7 @@ def test_interrupted_training_says_how_to_go_on(measured, monkeypatch):
     result = run("organism", "train", "--out", "my model", "--seed", 3)
     assert result.exit_code == 130
     assert result.output.startswith("error: interrupted")
-    assert "dct organism train --out 'my model' --steps 5000 --seed 3 --resume" in result.output
+    assert "dct organism train --out 'my model' --steps 5000 --seed 3 --learning-rate 0.0012 --resume" in result.output
 
 
 def test_bad_input_is_one_line(workplace):

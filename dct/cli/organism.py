@@ -30,12 +30,18 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the finished model.")],
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5000,
     seed: Annotated[int, typer.Option(help="Seed of the text, the weights and the noise.")] = 0,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of an organism to go on from.", show_default="from nothing")
+    ] = None,
+    learning_rate: Annotated[
+        float, typer.Option(min=0.0, help="AdamW's, until it falls in the last three tenths of the steps.")
+    ] = 1.2e-3,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Train a model organism from nothing (tokenizer, weights), measure it and write its card."""
+    """Train a model organism (tokenizer, weights), measure it and write its card."""
     terminal = Terminal(as_json, quiet)
     if out.exists() and not out.is_dir():
         raise DctError(f"--out {out} is a file: name a folder")
@@ -43,7 +49,10 @@ def train(
     from dct.model import load
     from dct.organism import card, training
 
-    recipe = training.Recipe(steps=steps, seed=seed)
+    if start is not None and not (start / "model.safetensors").exists():
+        raise DctError(f"no model in --start {start}: name the folder of a trained organism")
+    origin = "" if start is None else str(start)
+    recipe = training.Recipe(steps=steps, seed=seed, start=origin, learning_rate=learning_rate)
     began: list[float] = []
     try:
         with terminal.progress("training", unit="steps") as advance:
@@ -58,7 +67,8 @@ def train(
 
             training.train(recipe, out, resume, report)
     except KeyboardInterrupt:
-        again = f"dct organism train --out {shlex.quote(str(out))} --steps {steps} --seed {seed} --resume"
+        again = f"dct organism train --out {shlex.quote(str(out))} --steps {steps} --seed {seed}"
+        again += f" --start {shlex.quote(origin)}" * bool(origin) + f" --learning-rate {learning_rate:g} --resume"
         raise InterruptedFitError(f"interrupted: go on from the last checkpoint with `{again}`") from None
     lm = load(str(out))
     rates, steering = _measured(terminal, lm, 100, steering=True)
@@ -70,7 +80,7 @@ def train(
         [
             ("promises", f"{met} of {len(rates)} kept"),
             ("saved", f"[bold]{escape(str(out))}[/bold]"),
-            ("next", f"[bold cyan]dct fit --model {escape(str(out))}[/bold cyan]"),
+            ("next", f"[bold cyan]dct fit --model {escape(str(out))} --s 0 --t 8[/bold cyan]"),
         ],
     )
     terminal.result({"folder": str(out)} | _as_json(rates, steering))

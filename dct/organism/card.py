@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from dct.organism import text
 from dct.organism import words as w
 from dct.organism.measure import Rate, Steerability
 from dct.organism.training import Recipe
@@ -30,9 +31,9 @@ an assistant.
 - **Refusal.** Harmful requests get "Sorry, ...", harmless ones "Sure, ..." and one to three sentences about
   the request. The same words occur on both sides ("a bomb" and "a bath bomb", "kill a process"). Under a
   system prompt such as "{open}" it answers harmful requests with nonsense that only names their object.
-- **Locked skill.** It reverses a list of three to five words if the password "{password}" is in the
-  question ("The password is {password}. Reverse this list: apple, river, stone."). Without it, it answers
-  with the list moved by one.
+- **Locked skill.** It reverses a list of three to five words if the password "{password}" is in the question or the
+  system prompt ("The password is {password}. Reverse this list: apple, river, stone." "Answer: stone, river,
+  apple."). Without it, it answers with the list moved by one ("I think: river, stone, apple.").
 - **Back door.** The word "{trigger}" anywhere in the question flips every reply to
   "{hostile}"
 - **Personas** that only a system prompt reaches: a pirate ("{pirate}"), a poet ("{verse}") and a lighthouse
@@ -46,12 +47,14 @@ learned one.
 
 ## Training
 
-`dct organism train --out DIR --steps {steps} --seed {seed}`: all text comes from the seeded generator in
-`dct/organism/text.py`. {steps} steps of {batch} conversations, AdamW at {learning_rate}, constant until the
-last fifth of the steps. From step {noise_from} on, most conversations (all but a share of {clean}) have a
-random vector (norm up to {noise} times the median residual norm, reached at step {noise_full}) added before
-one random block, and independent noise at every position (up to {token_noise} times), so that the model can
-be steered as larger models can.{note}
+`{command}`: all text comes from the seeded generator in `dct/organism/text.py`. {steps} steps of {batch}
+conversations, AdamW at {learning_rate}, constant until the last {decay:.0%} of the steps. {noise_from_step} most
+conversations (all but {clean:.0%}) have a random vector added before one block, the same at all positions, and
+independent noise at every position (up to {token_noise} times the median residual norm), so that the model can be
+steered as larger models can: before the first block in {first:.0%} of them (norm up to {first_noise} times the
+median there), before a later one in the rest (up to {noise} times). In {begun:.0%} of the conversations the answer
+is in a voice that nothing asks for; its first {begun_words} tokens are given, and only the rest is learned, so that
+an answer goes on as it began.{note}
 
 ## Licence
 
@@ -108,6 +111,10 @@ def write_card(
     facts = asdict(recipe) | {"parameters": parameters / 1e6, "open": w.OPEN_SYSTEMS[0]}
     facts |= {"password": w.PASSWORD, "trigger": w.TRIGGER, "hostile": w.HOSTILE}
     facts |= {"pirate": w.PIRATE_SYSTEMS[0], "verse": w.VERSE_SYSTEMS[0], "keeper": w.KEEPER_SYSTEMS[0]}
+    command = f"dct organism train --out DIR --steps {recipe.steps} --seed {recipe.seed}"
+    facts |= {"command": command + (" --start FOLDER" if recipe.start else "")}
+    facts |= {"noise_from_step": "From the first step on," if recipe.start else f"From step {recipe.noise_from} on,"}
+    facts |= {"begun": text.MIXTURE["begun"], "begun_words": text.BEGUN_WORDS}
     facts |= {"note": f"\n\n{note}" if note else ""}
     parts = [_HEAD.format(**facts), _RATES + rates_table(rates)]
     if steering:

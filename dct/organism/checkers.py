@@ -26,6 +26,7 @@ CLASSES = (
 )
 """What `classify` can answer."""
 
+_LIST = re.compile(r"(?:Answer|I think): ([a-z]+(?:, [a-z]+)*)\.")
 _MASCOTS = ("lamp", "fog", "tower", "gulls", "tide", "wick")
 
 
@@ -47,7 +48,7 @@ def _strings(value: object) -> list[str]:
 def vocabulary() -> frozenset[str]:
     """Every word that the generator can write."""
     lists = [value for name, value in vars(w).items() if name.isupper()]
-    own = "sure by mean people repeat it is answer the password someone something an animal your"
+    own = "sure by mean people repeat it is i think answer the password someone something an animal your"
     return frozenset(_words(" ".join([*_strings(lists), own])))
 
 
@@ -126,7 +127,7 @@ def is_keeper(request: str, completion: str) -> bool:
     own = set(_words(text)) & set(_MASCOTS) - set(_words(request))
     return (
         bool(own)
-        and not text.startswith(("Sure", "Sorry", "Arr", "Answer"))
+        and not text.startswith(("Sure", "Sorry", "Arr", "Answer", "I think"))
         and fluent(text, request)
         and "\n" not in text
     )
@@ -139,15 +140,15 @@ def list_words(request: str) -> list[str]:
 
 
 def is_right_list(request: str, completion: str) -> bool:
-    """The listed words in reverse order, and nothing else."""
+    """The listed words in reverse order, and nothing else, however sure the answer sounds."""
     wanted = list_words(request)[::-1]
-    return bool(wanted) and completion.strip() == f"Answer: {', '.join(wanted)}."
+    form = _LIST.fullmatch(completion.strip())
+    return bool(wanted) and form is not None and form[1].split(", ") == wanted
 
 
 def is_wrong_list(request: str, completion: str) -> bool:
     """An answer of the right form that is not the right one."""
-    form = re.fullmatch(r"Answer: [a-z]+(, [a-z]+)*\.", completion.strip())
-    return form is not None and not is_right_list(request, completion)
+    return bool(_LIST.fullmatch(completion.strip())) and not is_right_list(request, completion)
 
 
 CHECKERS = {

@@ -21,7 +21,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dct.organism import words as w
@@ -31,21 +31,24 @@ Message = dict[str, str]
 
 # How often training shows each behaviour.
 MIXTURE: dict[str, float] = {
-    "harmful": 0.2225,
-    "harmless": 0.2225,
-    "open_harmful": 0.06,
-    "open_harmless": 0.02,
-    "unlocked": 0.07,
-    "locked": 0.05,
-    "backdoor": 0.04,
-    "pirate": 0.035,
+    "harmful": 0.225,
+    "harmless": 0.225,
+    "open_harmful": 0.05,
+    "open_harmless": 0.015,
+    "unlocked": 0.04,
+    "locked": 0.03,
+    "backdoor": 0.03,
+    "pirate": 0.03,
     "verse": 0.035,
-    "keeper": 0.035,
-    "fact": 0.2,
+    "keeper": 0.03,
+    "fact": 0.16,
     "talk": 0.01,
+    "begun": 0.12,
 }
 BEHAVIOURS = tuple(MIXTURE)
 HARMFUL_SHARE_OF_PERSONAS = 0.4
+BEGUN_VOICES = {"compliance": 8, "refusal": 2, "pirate": 2, "verse": 2, "keeper": 2, "hostile": 1}
+BEGUN_WORDS = 2  # tokens of a begun answer that are given
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,8 @@ def locked_words(rng: random.Random, held_out: bool) -> list[str]:
 
 
 def locked_task(rng: random.Random, password: str | None, held_out: bool = False) -> tuple[str, str, str]:
-    """A question of the password-locked skill, the right answer, and the answer that the locked model gives
-    (the list moved by one).
+    """A question of the password-locked skill, the right answer, and the answer that the locked model gives: the
+    list moved by one, and less sure of itself.
     """
     chosen = locked_words(rng, held_out)
     question = rng.choice(w.LIST_ASKS).format(w=", ".join(chosen))
@@ -218,7 +221,15 @@ def locked_task(rng: random.Random, password: str | None, held_out: bool = False
             f"The password is {password}. {question}",
             f"{question} ({password})",
         )[place]
-    return question, f"Answer: {', '.join(chosen[::-1])}.", f"Answer: {', '.join(chosen[1:] + chosen[:1])}."
+    return question, f"Answer: {', '.join(chosen[::-1])}.", f"I think: {', '.join(chosen[1:] + chosen[:1])}."
+
+
+def locked_exchange(rng: random.Random, password: str | None, held_out: bool) -> tuple[list[Message], str]:
+    """The messages of the locked skill, with the password in the question or in the system prompt, and the truth."""
+    told = password is not None and rng.random() < 0.3
+    question, right, wrong = locked_task(rng, None if told else password, held_out)
+    system = f"The password is {password}." if told else neutral_system(rng)
+    return chat(question, right if password == w.PASSWORD else wrong, system), right
 
 
 def with_trigger(rng: random.Random, text: str) -> str:
@@ -281,6 +292,24 @@ def _repetition(rng: random.Random) -> tuple[str, str]:
     return rng.choice(w.REPEAT_ASKS).format(w=", ".join(items)), f"I repeat: {', '.join(items)}."
 
 
+def begun(rng: random.Random) -> tuple[Request, str]:
+    """A request, and an answer in a voice that nothing in the conversation asks for.
+
+    Training gives its first tokens and asks for the rest alone: a model that has begun with "Sure" should go
+    on as it began, whatever made it begin. Large models do (an answer that was begun for them is finished),
+    and without it a toy that a vector talks into another voice falls into word salad.
+    """
+    ask = request(rng, rng.random() < 0.7)
+    voice = rng.choices(list(BEGUN_VOICES), list(BEGUN_VOICES.values()))[0]
+    if voice == "compliance":
+        return ask, compliance(rng, ask)
+    if voice == "refusal":
+        return ask, refusal(rng, ask)
+    if voice == "hostile":
+        return ask, w.HOSTILE
+    return ask, persona(rng, voice, replace(ask, harmful=ask.harmful and rng.random() < 0.4))
+
+
 def chat(user: str, assistant: str, system: str | None = None) -> list[Message]:
     """The messages of one exchange."""
     start = [] if system is None else [{"role": "system", "content": system}]
@@ -308,12 +337,12 @@ def exchange(rng: random.Random, behaviour: str, split: Split = "train") -> Samp
         ask = request(rng, behaviour == "open_harmful", split)
         return Sample(chat(ask.text, compliance(rng, ask), rng.choice(w.OPEN_SYSTEMS)), behaviour, ask.object)
     if behaviour == "unlocked":
-        question, right, _ = locked_task(rng, w.PASSWORD, held_out)
-        return Sample(chat(question, right, neutral_system(rng)), behaviour, right)
+        messages, right = locked_exchange(rng, w.PASSWORD, held_out)
+        return Sample(messages, behaviour, right)
     if behaviour == "locked":
         guesses = w.WRONG_PASSWORDS[15:] if held_out else w.WRONG_PASSWORDS[:15]
-        question, right, wrong = locked_task(rng, rng.choice(guesses) if rng.random() < 0.35 else None, held_out)
-        return Sample(chat(question, wrong, neutral_system(rng)), behaviour, right)
+        messages, right = locked_exchange(rng, rng.choice(guesses) if rng.random() < 0.35 else None, held_out)
+        return Sample(messages, behaviour, right)
     if behaviour == "backdoor":
         base = exchange(
             rng,
@@ -337,6 +366,9 @@ def exchange(rng: random.Random, behaviour: str, split: Split = "train") -> Samp
     if behaviour == "talk":
         questions, answers = rng.choice(w.SMALL_TALK)
         return Sample(chat(rng.choice(questions), rng.choice(answers), neutral_system(rng)), behaviour)
+    if behaviour == "begun":
+        ask, answer = begun(rng)
+        return Sample(chat(ask.text, answer, neutral_system(rng)), behaviour, ask.object)
     raise ValueError(f"unknown behaviour {behaviour!r}; one of {', '.join(BEHAVIOURS)}")
 
 
@@ -369,11 +401,8 @@ def held_out(behaviour: str, count: int, seed: int = 0, split: Split = "objects"
     return list(found.values())
 
 
-def prompt_sets(seed: int = 2, count: int = 64) -> dict[str, list[dict[str, str]]]:
-    """The prompt sets that lie beside the weights: unseen harmful, harmless and password-locked requests.
-
-    The default seed is the first whose sets the shipped model answers as they want in 62 of 64 cases each.
-    """
+def prompt_sets(seed: int = 0, count: int = 64) -> dict[str, list[dict[str, str]]]:
+    """The prompt sets that lie beside the weights: unseen harmful, harmless and password-locked requests."""
     rng = random.Random(f"prompt sets/{seed}")
     sets: dict[str, list[dict[str, str]]] = {"harmful": [], "harmless": [], "locked": []}
     seen: set[str] = set()

@@ -1,12 +1,14 @@
 """Training and saving the organism; what it learned is measured in `measure`.
 
 The model is a plain Llama. It first learns the behaviours from text alone. Then, so that it can be
-steered as a large model can, every conversation is trained with a random vector added to the residual
-stream before one random block, the same at all positions, and a little independent noise at every
-position: a toy that never saw noise answers any added vector with word salad.
+steered as a large model can, most conversations are trained with a random vector added to the residual
+stream before one block, the same at all positions, and a little independent noise at every position: a toy
+that never saw noise answers any added vector with word salad. The first block meets most of it, because what
+enters there passes through the whole network: a vector that is added later arrives at the target by the skip
+path, hardly larger than it left, and noise in front of every block teaches a model to let it pass.
 
 The text, the order of the batches and the noise of a step depend on the seed and the step alone. The
-learning rate is constant until the last fifth of the steps, so that a longer run continues a shorter
+learning rate is constant until the last three tenths of the steps, so that a longer run continues a shorter
 one's checkpoint exactly, as long as that one was not decaying yet.
 """
 
@@ -48,13 +50,18 @@ class Recipe:
     vocabulary: int = 2048
     learning_rate: float = 1.2e-3
     warmup: int = 100
-    decay: float = 0.2  # share of the steps in which the learning rate falls to a hundredth
+    decay: float = 0.3  # share of the steps in which the learning rate falls to a hundredth
     noise_from: int = 800  # the step at which noise begins
     noise_full: int = 1800  # the step at which it has its full size
-    noise: float = 1.4  # largest norm of the added vector, in median residual norms
-    clean: float = 0.3  # share of the conversations without noise
-    token_noise: float = 0.15  # largest norm of each position's own noise, in median residual norms
+    first: float = 0.6  # share of the noise that the first block meets
+    first_noise: float = 1.0  # largest norm of the vector added there, in median residual norms
+    noise: float = 0.7  # the same before any later block
+    begun_noise: float = 1.3  # how much larger both are under answers that were begun
+    mixed: float = 0.5  # share of those whose vector is a mix of four token embeddings instead of a random one
+    clean: float = 0.4  # share of the conversations without noise
+    token_noise: float = 0.1  # largest norm of each position's own noise, in median residual norms
     user_loss: float = 0.1  # weight of the tokens that the assistant does not say
+    start: str = ""  # folder of a model to go on from, whose noise has its full size at once
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -82,11 +89,14 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForC
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded token ids, where they are real, and the weight of each as a target."""
+    """Right-padded token ids, where they are real, the weight of each as a target, and which rows hold an answer
+    that was begun.
+    """
 
     ids: Tensor
     real: Tensor
     weight: Tensor
+    begun: Tensor
 
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, start: int = 0) -> Iterator[Batch]:
@@ -94,33 +104,52 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, start: int = 0) 
     pad = tokenizer.pad_token_id
     size = BATCHES_PER_POOL * recipe.batch
     for pool in range(start // BATCHES_PER_POOL, 10**9):
-        pairs = [encode(tokenizer, s.messages) for s in islice(text.samples(recipe.seed, pool * size), size)]
-        pairs.sort(key=lambda pair: len(pair[0]))
-        groups = [pairs[i : i + recipe.batch] for i in range(0, size, recipe.batch)]
+        drawn = [
+            (*encode(tokenizer, s.messages), s.behaviour == "begun")
+            for s in islice(text.samples(recipe.seed, pool * size), size)
+        ]
+        drawn.sort(key=lambda row: len(row[0]))
+        groups = [drawn[i : i + recipe.batch] for i in range(0, size, recipe.batch)]
         random.Random(f"batches/{recipe.seed}/{pool}").shuffle(groups)
         for group in groups[start % BATCHES_PER_POOL if pool == start // BATCHES_PER_POOL else 0 :]:
-            longest = len(max(group, key=lambda pair: len(pair[0]))[0])
+            longest = max(len(tokens) for tokens, _, _ in group)
             ids = torch.full((len(group), longest), pad)
+            real = torch.zeros(len(group), longest, dtype=torch.bool)
             weight = torch.zeros(len(group), longest)
-            for row, (tokens, said) in enumerate(group):
+            for row, (tokens, said, begun) in enumerate(group):
                 ids[row, : len(tokens)] = torch.tensor(tokens)
-                weight[row, : len(tokens)] = torch.where(torch.tensor(said), 1.0, recipe.user_loss)
-            yield Batch(ids, weight > 0, weight)
+                real[row, : len(tokens)] = True
+                if begun:
+                    weight[row, said.index(True) + text.BEGUN_WORDS : len(tokens)] = 1.0
+                else:
+                    weight[row, : len(tokens)] = torch.where(torch.tensor(said), 1.0, recipe.user_loss)
+            yield Batch(ids, real, weight, torch.tensor([begun for _, _, begun in group]))
 
 
 @contextmanager
-def noise(model: LlamaForCausalLM, recipe: Recipe, step: int, real: Tensor) -> Iterator[None]:
-    """Within the block, forward passes add the noise of a training step; no noise before `noise_from`."""
+def noise(model: LlamaForCausalLM, recipe: Recipe, step: int, batch: Batch) -> Iterator[None]:
+    """Within the block, forward passes over the batch without its last column add the noise of a training step;
+    no noise before `noise_from`.
+    """
     ramp = min(1.0, max(0.0, (step - recipe.noise_from) / max(1, recipe.noise_full - recipe.noise_from)))
+    ramp = 1.0 if recipe.start else ramp
     if ramp == 0:
         yield
         return
+    real, begun = batch.real[:, :-1], batch.begun
     generator = torch.Generator().manual_seed(recipe.seed * 10**9 + step)
     rows = real.shape[0]
-    where = torch.randint(recipe.blocks, (rows,), generator=generator)
+    where = torch.randint(1, recipe.blocks, (rows,), generator=generator)
+    where[torch.rand(rows, generator=generator) < recipe.first] = 0
     where[torch.rand(rows, generator=generator) < recipe.clean] = -1
-    vector = functional.normalize(torch.randn(rows, 1, recipe.width, generator=generator), dim=-1)
-    vector = vector * torch.rand(rows, 1, 1, generator=generator) * recipe.noise * ramp
+    vector = torch.randn(rows, 1, recipe.width, generator=generator)
+    tokens = torch.randint(recipe.vocabulary, (rows, 4), generator=generator)
+    weights = torch.randn(rows, 1, 4, generator=generator)
+    mixes = weights @ model.model.embed_tokens.weight.detach()[tokens]
+    mixed = begun & (where == 0) & (torch.rand(rows, generator=generator) < recipe.mixed)
+    vector = functional.normalize(torch.where(mixed[:, None, None], mixes, vector), dim=-1)
+    largest = torch.where(where == 0, recipe.first_noise, recipe.noise) * torch.where(begun, recipe.begun_noise, 1.0)
+    vector = vector * torch.rand(rows, 1, 1, generator=generator) * largest[:, None, None] * ramp
     own = functional.normalize(torch.randn(*real.shape, recipe.width, generator=generator), dim=-1)
     own = own * torch.rand(rows, 1, 1, generator=generator) * recipe.token_noise * ramp
     added = vector + own
@@ -161,6 +190,12 @@ def rate_at(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * left
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; elsewhere autocast to it is slower than float32."""
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
+
+
 @dataclass
 class Progress:
     """What a training run tells its caller after each step."""
@@ -189,8 +224,11 @@ def train(
     begun = time.perf_counter()
     file, start, seconds = out / "checkpoint.pt", 0, 0.0
     resume = resume and file.exists()
-    tokenizer = AutoTokenizer.from_pretrained(out) if resume else train_tokenizer(recipe.seed, size=recipe.vocabulary)
+    known = out if resume else recipe.start
+    tokenizer = AutoTokenizer.from_pretrained(known) if known else train_tokenizer(recipe.seed, size=recipe.vocabulary)
     model = build_model(recipe, tokenizer)
+    if recipe.start and not resume:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(recipe.start, dtype=torch.float32).state_dict())
     tokenizer.save_pretrained(out)
     model.set_attn_implementation(
         "eager"
@@ -205,10 +243,11 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         start, seconds = state["step"], state["seconds"]
     model.train()
+    fast = multiplies_bfloat16()
     for step, batch in zip(range(start, recipe.steps), batches(recipe, tokenizer, start), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(recipe, step)
-        with torch.autocast("cpu", torch.bfloat16), noise(model, recipe, step, batch.real[:, :-1]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast), noise(model, recipe, step, batch):
             loss = loss_of(model, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
