@@ -14,8 +14,8 @@ from dct.cli.steer import HARMLESS, run_steer
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import harmless_prompts, unseen_prompts
 
-FACTORS = 96
-"""Half the demo model's width: the whole tour should take less than a minute."""
+FACTORS = 48
+"""A quarter of the demo model's width: the whole tour should take less than a minute."""
 
 
 @command
