@@ -1,11 +1,11 @@
 """dct: deep causal transcoders. Find, rank, steer and ablate the hidden behaviours of a language model.
 
     lm      = dct.load("demo")
-    slice_  = dct.Slice(lm, prompts, source=4, target=8)
+    slice_  = dct.Slice(lm, prompts, source=0, target=8)
     scale   = dct.calibrate(slice_, slice_.dim, ratio=0.5, limit=slice_.residual_norm).scale
     factors = dct.fit(slice_, slice_.dim, scale=scale)
     ranking = dct.rank(lm, factors, prompts)
-    with dct.steer(lm, factors.V[17] * factors.scale, layer=4): ...
+    with dct.steer(lm, factors.V[17] * factors.scale, layer=0): ...
     with dct.ablate(lm, factors.V[:32]): ...
 
 Importing the package is cheap: torch and transformers come in with the first name that needs them.

@@ -30,10 +30,10 @@ def check_choice(choice: str) -> None:
         raise UsageError(f"unknown --compile {choice!r}: choose {', '.join(CHOICES)}")
 
 
-def pays(choice: str, expected_seconds: Callable[[], float]) -> bool:
+def pays(choice: str, expected_seconds: float) -> bool:
     """Whether to compile: `on` and `off` say so themselves, `auto` asks how long the work is expected to take."""
     check_choice(choice)
-    return choice == "on" or (choice == "auto" and expected_seconds() > PAYS_AFTER)
+    return choice == "on" or (choice == "auto" and expected_seconds > PAYS_AFTER)
 
 
 class Compiled:

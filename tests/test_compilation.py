@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 import dct
 from dct import DctError, UsageError
-from dct.cli.fit import _seconds_for
 from dct.compilation import PAYS_AFTER, pays
 
 IDS = [[1, 5, 9, 20, 31, 7, 8, 9, 44, 45, 46, 47], [1, 5, 9, 33, 3, 61, 70]]
@@ -23,12 +22,12 @@ def vectors(rows: int) -> torch.Tensor:
 
 
 def test_auto_compiles_only_what_takes_long():
-    assert not pays("auto", lambda: PAYS_AFTER / 2)
-    assert pays("auto", lambda: PAYS_AFTER * 2)
-    assert pays("on", lambda: 0.0)
-    assert not pays("off", lambda: PAYS_AFTER * 2)
+    assert not pays("auto", PAYS_AFTER / 2)
+    assert pays("auto", PAYS_AFTER * 2)
+    assert pays("on", 0.0)
+    assert not pays("off", PAYS_AFTER * 2)
     with pytest.raises(UsageError, match="auto, on, off"):
-        pays("maybe", lambda: 0.0)
+        pays("maybe", 0.0)
 
 
 @pytest.mark.slow
@@ -102,14 +101,6 @@ def test_a_fit_goes_on_without_a_compiler(workplace, model_folder, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     said = ok("fit", "--model", model_folder, "--n", 1, "--factors", 2, "--iterations", 1, "--compile", "on")
     assert "going on without" in " ".join(said.output.split())
-
-
-def test_auto_does_not_time_a_short_fit(make_lm):
-    slice_ = dct.Slice(make_lm("llama"), IDS, 1, 4)
-    options = {"method": "exponential", "factors": 16, "iterations": 2}
-    assert _seconds_for(slice_, 4, options) == 0.0
-    assert _seconds_for(slice_, 4, options | {"iterations": 100}) > 0.0
-    assert _seconds_for(slice_, 4, options | {"method": "quadratic", "iterations": 100}) == 0.0
 
 
 def test_another_choice_is_wrong_usage(workplace, model_folder):

@@ -352,7 +352,7 @@ def _compiled(terminal: Terminal, slice_: "Slice", choice: str, seconds: float) 
     """Compiles the slice if that was asked for or pays; a fit goes on without where it cannot be done."""
     from dct.compilation import pays
 
-    if not pays(choice, lambda: seconds):
+    if not pays(choice, seconds):
         return False
     began = time.monotonic()
     try:
