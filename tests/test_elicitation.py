@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def classes(lm: dct.LanguageModel, asked: list[str], vector: Tensor) -> Counter[str]:
-    said = complete(lm, lm.encode(asked), vector, 0)
+    said = complete(lm, lm.encode(asked), vector.expand(len(asked), -1), 0)
     return Counter(checkers.classify(a, s) for a, s in zip(asked, said, strict=True))
 
 
