@@ -94,7 +94,6 @@ def work(
     d_proj: int = 32,
     start: str = "projected",
     resumed: bool = False,
-    **_: object,
 ) -> dict[str, int]:
     """Rows that a fit sends through its map, by the `Derivatives` method that they go through.
 
@@ -198,28 +197,23 @@ def fit(
     began = time.monotonic()
     d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device)
     stages = _Stages(d, progress)
+    left = iterations - (resume.iteration if resume and method in ITERATIVE else 0)
+    sizes = {"factors": m, "dim": dim, "iterations": left, "d_proj": d_proj}
+    stages.total = sum(work(method, **sizes, start=start, resumed=resume is not None).values())
     info: dict[str, Any] = {**getattr(f, "info", {}), "method": method, "factors": m, "seed": seed}
     if method == "linear":
         V, U, alpha, objective = _linear(d, m, info, stages)
     elif method == "linear-projected":
-        stages.total = d_proj + min(m, d_proj, dim)
         V, U, alpha, objective = _linear_projected(d, m, d_proj, seed, info, stages)
     elif method == "linear-randomized":
         V, U, alpha, objective = _linear_randomized(d, m, seed, info, stages)
     elif method == "melbo":
         info |= {"iterations": iterations, "p": p, "q": q}
-        stages.total = m * (iterations + 1) + RANDOM_RESPONSES
         V, U, alpha, objective = _melbo(d, scale, m, iterations, (p, q), seed, resume, info, stages, checkpoint)
     else:
         info |= {"iterations": iterations, "orthogonalize": orthogonalize, "beta": beta, "start": start}
         step = _Quadratic(d) if method == "quadratic" else _Exponential(d, scale)
         informative = min(m, d_proj, dim) if start == "projected" else 0
-        left = iterations - (resume.iteration if resume else 0)
-        stages.total = sum(
-            work(
-                method, factors=m, dim=dim, iterations=left, d_proj=d_proj, start=start, resumed=resume is not None
-            ).values()
-        )
         state = resume or _start(d, step, m, d_proj, start, seed, stages)
         if tuple(state.V.shape) != (m, dim):
             raise UsageError(f"the state to resume from holds {tuple(state.V.shape)} factors, not {(m, dim)}")
@@ -391,7 +385,7 @@ def _iterate(
         pulled, caused, b = step.step(Q, U)
         causal, penalty = _objective(step.kernel, Q, caused, b)
         new_V, U = _mixed(Q, pulled, beta), _mixed(U, caused, beta)
-        change = 1 - float((new_V * V).sum(1).abs().mean())
+        change = max(0.0, 1 - float((new_V * V).sum(1).abs().mean()))
         V = new_V
         objective.append([causal, penalty, change])
         if checkpoint is not None:

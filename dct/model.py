@@ -222,6 +222,16 @@ def default_layers(depth: int, name: str = "") -> tuple[int, int]:
     return source, max(source + 1, min(source + 10, 2 * depth // 3))
 
 
+def choose_layers(depth: int, name: str, source: int | None = None, target: int | None = None) -> tuple[int, int]:
+    """Source and target; one that was left out follows from the other by the default distance."""
+    first, last = default_layers(depth, name)
+    if source is None:
+        source = first if target is None or target > first else max(0, target - (last - first))
+    if target is None:
+        target = last if last > source else source + last - first
+    return source, target
+
+
 def check_layers(source: int, target: int, depth: int | None = None) -> None:
     """Refuses anything but 0 <= source < target <= depth.
 

@@ -123,11 +123,12 @@ class Slice:
         recordings = record(lm, self.ids, source, target)
         self.residual_norm = float(torch.cat([r.entering for r in recordings]).float().norm(dim=1).median())
         self._mean_entering = torch.stack([r.entering.float().mean(0) for r in recordings])
-        reads = [len(row) if positions == "all" else positions for row in self.ids]
-        self.weights = torch.cat([torch.full((n,), 1 / (n * len(reads))) for n in reads]).to(lm.device, self.dtype)
+        self.reads = [len(row) if positions == "all" else positions for row in self.ids]
+        each = [torch.full((n,), 1 / (n * len(self.reads))) for n in self.reads]
+        self.weights = torch.cat(each).to(lm.device, self.dtype)
         unpacked = [
             _Row(r.entering, r.calls, torch.arange(len(row) - n, len(row), device=lm.device))
-            for r, row, n in zip(recordings, self.ids, reads, strict=True)
+            for r, row, n in zip(recordings, self.ids, self.reads, strict=True)
         ]
         self.rest = torch.cat([r.leaving[row.targets] for r, row in zip(recordings, unpacked, strict=True)]).to(
             self.dtype
@@ -137,7 +138,7 @@ class Slice:
         written = self.rest - torch.cat([r.entering[r.targets] for r in unpacked]).to(self.dtype)
         eps = torch.finfo(lm.dtype).eps
         self._tolerance = float(max(1e-4, 8 * eps) * written.norm() + eps * self.rest.norm())
-        self.packed = pack and len(self.ids) > 1 and self._try_packing(recordings, reads)
+        self.packed = pack and len(self.ids) > 1 and self._try_packing(recordings)
         self.narrowed = narrow and self._try_narrowing()
         self.rest = self.streams(self._unsteered)[0]
 
@@ -256,14 +257,12 @@ class Slice:
     @cached_property
     def prompt_of_target(self) -> Int[Tensor, " targets"]:
         """Which prompt each target token belongs to."""
-        reads = torch.tensor([len(row) if self.positions == "all" else self.positions for row in self.ids])
-        return torch.arange(len(self.ids)).repeat_interleave(reads).to(self.device)
+        return torch.arange(len(self.ids)).repeat_interleave(torch.tensor(self.reads)).to(self.device)
 
     def last_entering(self) -> Float[Tensor, "prompts width"]:
         """hidden_states[source] at the last target token of each prompt, unsteered."""
         per_prompt = torch.cat([row.entering[row.targets] for row in self._rows]).float()
-        ends = torch.tensor([len(r) if self.positions == "all" else self.positions for r in self.ids]).cumsum(0) - 1
-        return per_prompt[ends.to(per_prompt.device)]
+        return per_prompt[torch.tensor(self.reads).cumsum(0).to(per_prompt.device) - 1]
 
     def mean_entering(self) -> Float[Tensor, "prompts width"]:
         """The mean of hidden_states[source] over the tokens of each prompt, unsteered."""
@@ -278,11 +277,11 @@ class Slice:
             leaving.append(stream[:, row.targets if row.leaving is None else row.leaving].to(self.dtype))
         return torch.cat(leaving, dim=1)
 
-    def _try_packing(self, recordings: list[Recording], reads: list[int]) -> bool:
+    def _try_packing(self, recordings: list[Recording]) -> bool:
         """Packs the prompts, if that gives the activations of the prompts run one by one."""
         try:
             limit = min(max(self.dim // 2, PACK_TOKENS[0]), PACK_TOKENS[1])
-            rows = [_packed_row(recordings, self.ids, reads, group) for group in _groups(self.ids, limit)]
+            rows = [_packed_row(recordings, self.ids, self.reads, group) for group in _groups(self.ids, limit)]
         except _UnpackableError:
             return False
         return self._adopt(rows)

@@ -29,8 +29,8 @@ Trial = Callable[[Tensor, bool], dict[str, Any]]
 
 
 def plan(w: Workshop) -> list[Cell]:
-    singles = min(SINGLES, max(w.sizes.top), w.vectors)
-    tops = sorted({min(top, w.vectors) for top in w.sizes.top})
+    singles = min(SINGLES, max(w.sizes.top), w.sizes.factors)
+    tops = sorted({min(top, w.sizes.factors) for top in w.sizes.top})
     once = w.score_cost(1, 2 * (w.sizes.test + w.sizes.damage)) + w.said_cost(w.sizes.test)
     cells = []
     for operation in ("add", "ablate"):
@@ -42,7 +42,8 @@ def plan(w: Workshop) -> list[Cell]:
             for how, top in kinds:
                 settings = {"operation": operation, "side": side, "how": how, "top": top}
                 cells.append(Cell("ii", settings, once * (top if how == "single" else 1)))
-    first = w.fit_cost("exponential", w.sizes.fitted, w.vectors) + w.score_cost(w.vectors, w.sizes.validation)
+    m = w.sizes.factors
+    first = w.fit_cost("exponential", w.sizes.fitted, m) + w.score_cost(m, w.sizes.validation)
     return [Cell("ii", cells[0].settings, cells[0].cost + first), *cells[1:]]
 
 
@@ -142,9 +143,9 @@ def report(w: Workshop, results: list[Result]) -> Report:
 def _notes(w: Workshop) -> list[str]:
     parts = w.split()
     return [
-        f"vectors of one exponential fit of {w.vectors} on {min(w.sizes.fitted, len(parts.train))} prompts, ranked on "
-        f"{len(parts.validation)} prompts and tried on {len(parts.test)} others; the best single is the best on the "
-        "test prompts, as in the post's tables, so it flatters",
+        f"vectors of one exponential fit of {w.sizes.factors} on {min(w.sizes.fitted, len(parts.train))} prompts, "
+        f"ranked on {len(parts.validation)} prompts and tried on {len(parts.test)} others; the best single is the best "
+        "on the test prompts, as in the post's tables, so it flatters",
     ]
 
 

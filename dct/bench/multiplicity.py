@@ -22,18 +22,18 @@ SHARES = (0.25, 0.5)
 
 
 def plan(w: Workshop) -> list[Cell]:
-    cost = w.score_cost(w.vectors, 2 * w.sizes.validation)
+    cost = w.score_cost(w.sizes.factors, 2 * w.sizes.validation)
     if w.subject.judge is not None:
-        cost += w.said_cost(w.vectors * w.sizes.probes * 2)
+        cost += w.said_cost(w.sizes.factors * w.sizes.probes * 2)
     cells = [Cell("v", {"method": method}, cost) for method in ("exponential", "random")]
-    first = w.fit_cost("exponential", w.sizes.fitted, w.vectors)
+    first = w.fit_cost("exponential", w.sizes.fitted, w.sizes.factors)
     return [Cell("v", cells[0].settings, cells[0].cost + first), cells[1]]
 
 
 def measure(w: Workshop, method: str) -> dict[str, Any]:
     parts = w.split()
     if method == "random":
-        directions = random_directions(w.vectors, w.d, w.subject.seed + 5)
+        directions = random_directions(w.sizes.factors, w.d, w.subject.seed + 5)
         effects = w.best(directions, parts.validation)[1]
     else:
         factors, effects = w.reference

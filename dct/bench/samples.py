@@ -28,12 +28,12 @@ def plan(w: Workshop) -> list[Cell]:
     numbers = [n for n in w.sizes.n if n <= most]
     test = w.score_cost(1, w.sizes.test + w.sizes.damage) + w.said_cost(w.sizes.test) * (w.subject.judge is not None)
     for shuffle in range(w.sizes.shuffles):
-        choose = w.score_cost(w.vectors, w.sizes.validation) + test
+        choose = w.score_cost(w.sizes.factors, w.sizes.validation) + test
         cells.append(Cell("i", {"method": "random", "n": 0, "shuffle": shuffle}, choose))
         for n in numbers:
             cells.append(Cell("i", {"method": "supervised", "n": n, "shuffle": shuffle}, test))
             for method in METHODS:
-                cost = choose + w.fit_cost(method, n, w.vectors)
+                cost = choose + w.fit_cost(method, n, w.sizes.factors)
                 cells.append(Cell("i", {"method": method, "n": n, "shuffle": shuffle}, cost))
     return cells
 
@@ -44,10 +44,10 @@ def measure(w: Workshop, method: str, n: int, shuffle: int) -> dict[str, Any]:
         direction = difference_of_means(w.slice(parts.mild_train[:n]), w.slice(parts.train[:n]))
         names, directions = ["difference of means"], direction[None].cpu()
     elif method == "random":
-        directions = random_directions(w.vectors, w.d, w.subject.seed + 1000 + shuffle)
+        directions = random_directions(w.sizes.factors, w.d, w.subject.seed + 1000 + shuffle)
         names = [str(k) for k in range(len(directions))]
     else:
-        names, directions = candidates(w.fit(method, parts.train[:n], w.vectors, seed=shuffle))
+        names, directions = candidates(w.fit(method, parts.train[:n], w.sizes.factors, seed=shuffle))
     best, effects = w.best(directions, parts.validation) if len(directions) > 1 else (0, [])
     scorer = w.scorer(parts.test, parts.mild)
     tested = scorer.effects(w.scale * directions[best : best + 1])[0]

@@ -20,7 +20,8 @@ class Sizes:
     Attributes:
         n: training prompts of the sample-complexity experiment.
         shuffles: of its prompts.
-        factors: m of the exponential fit; fits without a sign get half as many vectors, and their negatives.
+        factors: steering vectors that every method may try: m of the exponential fit; fits whose vectors have no sense
+            learn half as many, and their negatives are tried too.
         iterations: of the exponential and quadratic fits.
         melbo_steps: gradient steps of each norm-maximising vector.
         fitted: prompts of the fits of the other experiments.

@@ -92,11 +92,6 @@ class Workshop:
         limit = slice_.residual_norm if s.ratio is None else None
         return calibrate(slice_, slice_.dim, s.ratio or DEFAULT_LAMBDA, limit=limit, seed=s.seed).scale
 
-    @property
-    def vectors(self) -> int:
-        """Steering vectors that every method may try."""
-        return self.sizes.factors
-
     def factors_of(self, method: str, vectors: int) -> int:
         """Factors to learn for so many steering vectors: half where v and -v are both tried; for melbo as many as the
         passes of the exponential fit pay for.
@@ -157,7 +152,7 @@ class Workshop:
     def reference(self) -> tuple[Factors, list[Effect]]:
         """The exponential fit that other experiments look into, and its vectors' effects on the validation prompts."""
         parts = self.split()
-        factors = self.fit("exponential", parts.train[: self.sizes.fitted], self.vectors)
+        factors = self.fit("exponential", parts.train[: self.sizes.fitted], self.sizes.factors)
         return factors, self.best(factors.V, parts.validation)[1]
 
     def said(

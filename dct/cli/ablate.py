@@ -19,7 +19,6 @@ from dct.cli.steer import (
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.errors import DctError, UsageError
-from dct.memory import parse_bytes
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -65,16 +64,8 @@ def ablate(
     terminal = Terminal(as_json, quiet)
     if site not in ("source", "target"):
         raise UsageError(f"unknown --site {site!r}: choose source or target")
-    opened, factors, lm = open_run(
-        terminal,
-        run,
-        model,
-        force,
-        dtype=dtype,
-        device=device,
-        memory=parse_bytes(memory),
-        trust_remote_code=trust_remote_code,
-    )
+    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    opened, factors, lm = open_run(terminal, run, model, force, **loading)
     names = list(chosen_vectors(opened, vector, rank, top))
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
     scored = chosen if prompt or prompts else unseen_prompts(terminal, factors.info, None, None, HARMLESS)

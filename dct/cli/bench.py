@@ -47,12 +47,8 @@ def bench(
         str | None,
         typer.Option(help="Questions with answers, for the locked skill.", show_default="locked, for an organism"),
     ] = None,
-    match: Annotated[
-        str | None, typer.Option(help=r"Of --task: a regular expression with {answer} in it, such as '\b{answer}\b'.")
-    ] = None,
-    unlock: Annotated[
-        str | None, typer.Option(help="Of --task: how the unlocked model is asked, such as 'Password xyz. {prompt}'.")
-    ] = None,
+    match: o.Match = None,
+    unlock: o.Unlock = None,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
     ratio: o.Ratio = None,
@@ -89,20 +85,49 @@ def bench(
         terminal.warn(
             "no figures: matplotlib is missing; pip install 'deep-causal-transcoders[bench]' (or --no-figures)"
         )
-    loading = {
+    loading: dict[str, Any] = {
         "dtype": dtype,
         "device": device,
         "layers": layers,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
     }
-    lm_options = {"positive": positive, "negative": negative, "ratio": ratio, "scale": scale, "system": system}
-    subject = _subject(
-        terminal, model, loading, source, target, prompts, column, harmless, task, match, unlock, seed, lm_options
-    )
-    from dct.bench.subject import full
+    from dct.bench.subject import Subject, full, organism_folder, organism_judge, organism_unlock
     from dct.bench.subject import quick as small
+    from dct.model import check_layers, choose_layers
 
+    if source is not None and target is not None:
+        check_layers(source, target)
+    organism = organism_folder(model)
+
+    def origin(kind: str) -> str:
+        if organism is not None and model != DEMO:
+            return str(organism / "prompts" / f"{kind}.jsonl")
+        return default_origin(model, kind)
+
+    harmful, mild = read(prompts or origin("harmful"), column), read(harmless or origin("harmless"))
+    asked = None
+    if task is not None or organism is not None:
+        own = task in (None, OWN)
+        template = organism_unlock() if unlock is None and organism is not None and own else unlock
+        asked = TaskChoice(origin(OWN) if own else str(task), None, match, template).read(model)
+    lm = load_model(terminal, model, **loading)
+    first, last = choose_layers(lm.depth, model, source, target)
+    check_layers(first, last, lm.depth)
+    subject = Subject(
+        lm=lm,
+        source=first,
+        target=last,
+        harmful=harmful.texts,
+        harmless=mild.texts,
+        task=asked,
+        judge=organism_judge() if organism is not None else None,
+        words=(positive, negative),
+        system=system,
+        ratio=ratio,
+        scale=scale,
+        seed=seed,
+    )
     sizes = (small if quick else full)(subject.lm.width, factors, shuffles)
     folder = out or Path("runs") / f"bench-{short_name(model)}{'-quick' if quick else ''}"
     content = run_bench(terminal, subject, sizes, folder, experiments, figures and available(), force)
@@ -113,62 +138,6 @@ def _is_organism(model: str) -> bool:
     from dct.bench.subject import organism_folder
 
     return organism_folder(model) is not None
-
-
-def _subject(
-    terminal: Terminal,
-    model: str,
-    loading: dict[str, Any],
-    source: int | None,
-    target: int | None,
-    prompts: str | None,
-    column: str | None,
-    harmless: str | None,
-    task: str | None,
-    match: str | None,
-    unlock: str | None,
-    seed: int,
-    options: dict[str, Any],
-) -> "Subject":
-    """Reads the prompts, loads the model and puts them together."""
-    from dct.bench.subject import Subject, organism_folder, organism_judge, organism_unlock
-    from dct.model import check_layers, default_layers
-
-    if source is not None and target is not None:
-        check_layers(source, target)
-    folder = organism_folder(model)
-
-    def origin(kind: str) -> str:
-        if folder is not None and model != DEMO:
-            return str(folder / "prompts" / f"{kind}.jsonl")
-        return default_origin(model, kind)
-
-    harmful = read(prompts or origin("harmful"), column)
-    mild = read(harmless or origin("harmless"))
-    asked = None
-    if task is not None or folder is not None:
-        name = origin(OWN) if task in (None, OWN) else str(task)
-        template = unlock if unlock is not None or folder is None or task not in (None, OWN) else organism_unlock()
-        asked = TaskChoice(name, None, match, template).read(model)
-    lm = load_model(terminal, model, **loading)
-    default = default_layers(lm.depth, model)
-    first = default[0] if source is None else source
-    last = max(default[1], first + 1) if target is None else target
-    check_layers(first, last, lm.depth)
-    return Subject(
-        lm,
-        first,
-        last,
-        harmful.texts,
-        mild.texts,
-        asked,
-        organism_judge() if folder is not None else None,
-        (options["positive"], options["negative"]),
-        options["system"],
-        options["ratio"],
-        options["scale"],
-        seed,
-    )
 
 
 def run_bench(

@@ -14,7 +14,6 @@ from dct.cli import options as o
 from dct.cli.fit import calibrated
 from dct.cli.terminal import Terminal, command, parse_positions
 from dct.cli.work import fit_prompts, load_model
-from dct.memory import parse_bytes
 
 
 @command
@@ -49,11 +48,9 @@ def calibrate(
     chosen = fit_prompts(model, prompts, column, prompt, n)
 
     def between(depth: int) -> tuple[int, int]:
-        from dct.model import default_layers
+        from dct.model import choose_layers
 
-        first, last = default_layers(depth, model)
-        first = first if source is None else source
-        return first, (last if last > first else first + 1) if target is None else target
+        return choose_layers(depth, model, source, target)
 
     lm = load_model(
         terminal,
@@ -61,7 +58,7 @@ def calibrate(
         between=between,
         dtype=dtype,
         device=device,
-        memory=parse_bytes(memory),
+        memory=memory,
         layers=layers,
         revision=revision,
         trust_remote_code=trust_remote_code,

@@ -14,7 +14,7 @@ from dct.cli import options as o
 from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
 from dct.cli.work import fit_prompts, load_model, provenance, short_name
 from dct.errors import DctError, InterruptedFitError
-from dct.memory import human_bytes, parse_bytes, peak
+from dct.memory import human_bytes, peak
 
 if TYPE_CHECKING:
     from dct.calibration import Calibration
@@ -89,7 +89,7 @@ def fit(
                 "layers": layers,
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
-                "memory": parse_bytes(memory),
+                "memory": memory,
             },
             source=source,
             target=target,
@@ -214,9 +214,9 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
 
     def between(depth: int) -> tuple[int, int]:
-        from dct.model import default_layers
+        from dct.model import choose_layers
 
-        return _layers(recipe, default_layers(depth, recipe.model))
+        return choose_layers(depth, recipe.model, recipe.source, recipe.target)
 
     lm = load_model(terminal, recipe.model, between=None if recipe.whole else between, **recipe.loading)
 
@@ -312,12 +312,9 @@ def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[
 
     done = recipe.interrupted.state.iteration if recipe.interrupted else 0
     left = "factors" if options["method"] == "melbo" else "iterations"  # what an interrupted fit has fewer of to do
-    fit_work = work(
-        **{**options, left: options[left] - done},
-        dim=slice_.dim,
-        dim_out=slice_.dim,
-        resumed=recipe.interrupted is not None,
-    )
+    sizes = {name: options[name] for name in ("method", "factors", "iterations", "d_proj", "start")}
+    sizes[left] -= done
+    fit_work = work(**sizes, dim=slice_.dim, dim_out=slice_.dim, resumed=recipe.interrupted is not None)
     calibration = usual_work() if recipe.scale is None else {}
     batch = 1 if options["method"] == "melbo" else recipe.batch or slice_.batch
     fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=batch)
@@ -363,17 +360,6 @@ def _compiled(terminal: Terminal, slice_: "Slice", choice: str, seconds: float) 
         return False
     terminal.note(f"blocks compiled in {time.monotonic() - began:.3g} s")
     return True
-
-
-def _layers(recipe: Recipe, default: tuple[int, int]) -> tuple[int, int]:
-    """Source and target; one that was left out follows from the other by the default distance."""
-    source, target = recipe.source, recipe.target
-    distance = default[1] - default[0]
-    if source is None:
-        source = default[0] if target is None or target > default[0] else max(0, target - distance)
-    if target is None:
-        target = default[1] if default[1] > source else source + distance
-    return source, target
 
 
 def _describe(terminal: Terminal, slice_: "Slice", prompts: int) -> None:

@@ -58,6 +58,12 @@ Scale = Annotated[float | None, typer.Option(help="Steering scale R.", show_defa
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the weights.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 Force = Annotated[bool, typer.Option("--force", help="Use factors on another model, or overwrite a run.")]
+Match = Annotated[
+    str | None, typer.Option(help=r"Of --task: a regular expression with {answer} in it, such as '\b{answer}\b'.")
+]
+Unlock = Annotated[
+    str | None, typer.Option(help="Of --task: how the unlocked model is asked, such as 'Password xyz. {prompt}'.")
+]
 Positive = Annotated[str, typer.Option(help="The word that a good vector makes likelier.")]
 Negative = Annotated[str, typer.Option(help="The word that it makes less likely.")]
 MaxNew = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of completions.")]

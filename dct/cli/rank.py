@@ -13,7 +13,6 @@ from dct.cli import options as o
 from dct.cli.tasks import chosen_task, run_task
 from dct.cli.terminal import Terminal, command, parse_scales, plain
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
-from dct.memory import parse_bytes
 from dct.prompts import PromptSet, fingerprint
 
 if TYPE_CHECKING:
@@ -46,12 +45,8 @@ def rank(
         str | None,
         typer.Option(help="Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked)."),
     ] = None,
-    match: Annotated[
-        str | None, typer.Option(help=r"Of --task: a regular expression with {answer} in it, such as '\b{answer}\b'.")
-    ] = None,
-    unlock: Annotated[
-        str | None, typer.Option(help="Of --task: how the unlocked model is asked, such as 'Password xyz. {prompt}'.")
-    ] = None,
+    match: o.Match = None,
+    unlock: o.Unlock = None,
     test: Annotated[
         int, typer.Option(min=1, help="Of --task: at most so many questions are kept for reporting.")
     ] = 100,
@@ -84,57 +79,25 @@ def rank(
     terminal = Terminal(as_json, quiet)
     multiples = parse_scales(scales)
     asked = chosen_task(task, match, unlock, column, prompts, by, max_damage)
-    opened, factors, lm = open_run(
-        terminal,
-        run,
-        model,
-        force,
-        dtype=dtype,
-        device=device,
-        memory=parse_bytes(memory),
-        trust_remote_code=trust_remote_code,
-    )
-    if asked is not None:
-        content = run_task(
-            terminal,
-            opened,
-            factors,
-            lm,
-            asked.read(str(factors.info.get("model"))),
-            harmless_prompts(factors.info, harmless, n),
-            validation=n,
-            test=test,
-            top=top,
-            scale=factors.scale * scale,
-            scales=multiples,
-            positive=positive,
-            negative=negative,
-            system=system,
-            max_new_tokens=max_new_tokens,
-            exhaustive=exhaustive,
-            seed=seed,
-        )
-        terminal.result(content)
-        return
-    scored = unseen_prompts(terminal, factors.info, prompts, column, n)
+    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    opened, factors, lm = open_run(terminal, run, model, force, **loading)
     mild = harmless_prompts(factors.info, harmless, n)
-    content = run_rank(
-        terminal,
-        opened,
-        factors,
-        lm,
-        scored,
-        mild,
-        top=top,
-        positive=positive,
-        negative=negative,
-        by=by,
-        scale=factors.scale * scale,
-        scales=multiples,
-        max_damage=max_damage,
-        system=system,
-        seed=seed,
-    )
+    options: dict[str, Any] = {
+        "top": top,
+        "positive": positive,
+        "negative": negative,
+        "scale": factors.scale * scale,
+        "scales": multiples,
+        "system": system,
+        "seed": seed,
+    }
+    if asked is not None:
+        questions = asked.read(str(factors.info.get("model")))
+        options |= {"validation": n, "test": test, "max_new_tokens": max_new_tokens, "exhaustive": exhaustive}
+        content = run_task(terminal, opened, factors, lm, questions, mild, **options)
+    else:
+        scored = unseen_prompts(terminal, factors.info, prompts, column, n)
+        content = run_rank(terminal, opened, factors, lm, scored, mild, by=by, max_damage=max_damage, **options)
     terminal.result(content)
 
 

@@ -17,7 +17,6 @@ from dct.cli import options as o
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.errors import DctError, UsageError
-from dct.memory import parse_bytes
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -73,16 +72,8 @@ def steer(
     The vector R v is added at the source layer, at every token of the prompt and of the completion.
     """
     terminal = Terminal(as_json, quiet)
-    opened, factors, lm = open_run(
-        terminal,
-        run,
-        model,
-        force,
-        dtype=dtype,
-        device=device,
-        memory=parse_bytes(memory),
-        trust_remote_code=trust_remote_code,
-    )
+    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    opened, factors, lm = open_run(terminal, run, model, force, **loading)
     picked = chosen_vectors(opened, vector, rank, top)
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
     content = run_steer(

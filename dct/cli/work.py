@@ -31,8 +31,16 @@ def hush_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_model(terminal: Terminal, name: str, **options: Any) -> "LanguageModel":
-    """Loads a model, with a spinner, and without the loading libraries' own chatter."""
+def load_model(terminal: Terminal, name: str, memory: str | None = None, **options: Any) -> "LanguageModel":
+    """Loads a model, with a spinner, and without the loading libraries' own chatter.
+
+    Raises:
+        UsageError: `memory` is no size.
+        DctError: as in `dct.model.load`.
+    """
+    from dct.memory import parse_bytes
+
+    limit = parse_bytes(memory)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     local = name == DEMO or Path(name).is_dir()
     if not local:
@@ -42,7 +50,7 @@ def load_model(terminal: Terminal, name: str, **options: Any) -> "LanguageModel"
         hush_libraries()
         from dct.model import load
 
-        lm = load(name, tell=terminal.warn, **options)
+        lm = load(name, tell=terminal.warn, memory=limit, **options)
     held = f", layers {lm.resident.start} to {lm.resident.stop} loaded" if lm.resident is not None else ""
     terminal.note(
         f"{name}: {lm.model.config.model_type}, {lm.depth} blocks of width {lm.width}, "
