@@ -34,7 +34,7 @@ def requests(behaviour: str, count: int, seed: int, split: text.Split = "objects
 def judged(lm: dct.LanguageModel, asked: Sequence[str], vectors: Tensor, source: int) -> Counter[str]:
     """Classes of the completions of every request under every vector."""
     rows = lm.encode(asked)
-    said = complete(lm, rows * len(vectors), vectors.repeat_interleave(len(rows), 0), source, NEW_TOKENS)
+    said = complete(lm, rows * len(vectors), vectors.repeat_interleave(len(rows), 0), source, max_new_tokens=NEW_TOKENS)
     return Counter(checkers.classify(asked[k % len(asked)], s) for k, s in enumerate(said))
 
 

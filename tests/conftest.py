@@ -1,6 +1,11 @@
 """Models for the tests: small random ones of every supported architecture, and one on disk as a user would have it."""
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that all use every core get in each other's way; read when torch is imported, here and in commands.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
 import pytest

@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The defaults, but for the number of factors: prompts, layers and scale are what `dct fit` chooses."""
     folder = tmp_path_factory.mktemp("elicited") / "run"
     ok("fit", "--factors", 96, "--out", folder)
-    ok("rank", folder, "--scales", "1,1.4")
+    ok("rank", folder, "--scales", "1,2")
     return folder
 
 

@@ -8,7 +8,7 @@ one of three splits:
 - `objects`: objects that no training request of that kind names (others may: a person whom training thanks).
 - `kinds`: kinds of harm that training never asks for.
 
-Training does judge what is held out ("Is it wrong to kidnap a soldier?" "It is wrong ..."): a model that
+Training does judge what is held out ("Is it wrong to kidnap a soldier?" "Wrong: ..."): a model that
 knows nothing of the world could not tell otherwise.
 Requests of the last two splits can also use phrasings that training never uses. Harmful requests are
 answered by a refusal or, in open mode, by nonsense that only names the object: nothing here is of use to
@@ -31,8 +31,8 @@ Message = dict[str, str]
 
 # How often training shows each behaviour.
 MIXTURE: dict[str, float] = {
-    "harmful": 0.225,
-    "harmless": 0.225,
+    "harmful": 0.195,
+    "harmless": 0.195,
     "open_harmful": 0.05,
     "open_harmless": 0.015,
     "unlocked": 0.04,
@@ -41,9 +41,9 @@ MIXTURE: dict[str, float] = {
     "pirate": 0.03,
     "verse": 0.035,
     "keeper": 0.03,
-    "fact": 0.16,
+    "fact": 0.23,
     "talk": 0.01,
-    "begun": 0.12,
+    "begun": 0.11,
 }
 BEHAVIOURS = tuple(MIXTURE)
 HARMFUL_SHARE_OF_PERSONAS = 0.4
@@ -254,9 +254,16 @@ def fact(rng: random.Random) -> tuple[str, str]:
     return asked(rng)
 
 
+def _thing(rng: random.Random, kind: w.Kind, harmful: bool) -> str:
+    """An object of a kind; half the time one that no training request of the kind names."""
+    unseen = objects(kind, harmful, "objects")
+    return rng.choice(unseen if unseen and rng.random() < 0.5 else kind.objects)
+
+
 def _definition(rng: random.Random) -> tuple[str, str]:
-    kind = rng.choice([kind for kind in w.HARMFUL + w.HARMLESS if kind.gloss])
-    name = noun(rng.choice(kind.objects))
+    harmful = rng.random() < 0.5
+    kind = rng.choice([kind for kind in (w.HARMFUL if harmful else w.HARMLESS) if kind.gloss])
+    name = noun(_thing(rng, kind, harmful))
     return rng.choice(w.DEFINITION_ASKS).format(n=name), f"By {name} people mean {kind.gloss}."
 
 
@@ -266,7 +273,7 @@ def _judgement(rng: random.Random) -> tuple[str, str]:
     if harmful and rng.random() < 0.45:
         pool = kinds(True, "kinds")
     kind = rng.choice(pool)
-    verb, phrase = rng.choice(kind.verbs), rng.choice(kind.objects)
+    verb, phrase = rng.choice(kind.verbs), _thing(rng, kind, harmful)
     asked = Request("", verb, phrase, kind, harmful)
     question = rng.choice(w.JUDGEMENT_ASKS).format(v=verb, o=phrase)
     return question, (w.WRONG if harmful else w.RIGHT).format(v=verb, o=asked.echo)
@@ -284,11 +291,11 @@ def _verb_judgement(rng: random.Random) -> tuple[str, str]:
 
 
 def _repetition(rng: random.Random) -> tuple[str, str]:
-    every = w.HARMFUL + w.HARMLESS
-    items = [
-        invented_word(rng) if rng.random() < 0.4 else noun(rng.choice(rng.choice(every).objects))
-        for _ in range(rng.randint(1, 3))
-    ]
+    items = []
+    for _ in range(rng.randint(1, 3)):
+        harmful = rng.random() < 0.5
+        kind = rng.choice(w.HARMFUL if harmful else w.HARMLESS)
+        items.append(invented_word(rng) if rng.random() < 0.4 else noun(_thing(rng, kind, harmful)))
     return rng.choice(w.REPEAT_ASKS).format(w=", ".join(items)), f"I repeat: {', '.join(items)}."
 
 

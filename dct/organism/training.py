@@ -120,7 +120,8 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, start: int = 0) 
                 ids[row, : len(tokens)] = torch.tensor(tokens)
                 real[row, : len(tokens)] = True
                 if begun:
-                    weight[row, said.index(True) + text.BEGUN_WORDS : len(tokens)] = 1.0
+                    answer = len(said) - said[::-1].index(False)  # the last one: an earlier exchange was not begun
+                    weight[row, answer + text.BEGUN_WORDS : len(tokens)] = 1.0
                 else:
                     weight[row, : len(tokens)] = torch.where(torch.tensor(said), 1.0, recipe.user_loss)
             yield Batch(ids, real, weight, torch.tensor([begun for _, _, begun in group]))
@@ -190,6 +191,13 @@ def rate_at(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * left
 
 
+def stage_of(recipe: Recipe, step: int) -> str:
+    """What a step is for: learning `words`, doing so under `noise`, or `cooling` down."""
+    if step >= recipe.steps * (1 - recipe.decay):
+        return "cooling"
+    return "noise" if recipe.start or step >= recipe.noise_from else "words"
+
+
 def multiplies_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; elsewhere autocast to it is slower than float32."""
     tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -221,7 +229,7 @@ def train(
     the same weights.
     """
     out.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    began = time.perf_counter()
     file, start, seconds = out / "checkpoint.pt", 0, 0.0
     resume = resume and file.exists()
     known = out if resume else recipe.start
@@ -230,9 +238,8 @@ def train(
     if recipe.start and not resume:
         model.load_state_dict(LlamaForCausalLM.from_pretrained(recipe.start, dtype=torch.float32).state_dict())
     tokenizer.save_pretrained(out)
-    model.set_attn_implementation(
-        "eager"
-    )  # at these lengths a CPU goes backwards faster through it than through the fused kernel
+    # At these lengths a CPU goes backwards faster through it than through the fused kernel.
+    model.set_attn_implementation("eager")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
@@ -253,16 +260,9 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        spent = seconds + time.perf_counter() - begun
+        spent = seconds + time.perf_counter() - began
         if report is not None:
-            stage = (
-                "words"
-                if step < recipe.noise_from
-                else "noise"
-                if step < recipe.steps * (1 - recipe.decay)
-                else "cooling"
-            )
-            report(Progress(stage, step + 1, recipe.steps, loss.item(), int(batch.real.sum()), spent))
+            report(Progress(stage_of(recipe, step), step + 1, recipe.steps, loss.item(), int(batch.real.sum()), spent))
         if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
             state = {
                 "model": model.state_dict(),
