@@ -34,7 +34,7 @@ def plan(w: Workshop) -> list[Cell]:
         cells.append(
             Cell(
                 "iii",
-                {"method": "supervised", "scales": list(w.sizes.scales)},
+                {"method": "supervised", "scales": scales},
                 w.said_cost(len(w.sizes.scales) * w.sizes.questions + w.sizes.answers),
             )
         )

@@ -51,7 +51,7 @@ class Sizes:
     tried: int = 128
     probes: int = 4
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
-    scales: tuple[float, ...] = (0.5, 1.0)
+    scales: tuple[float, ...] = (1.0, 2.0)
     tokens: int = 64
 
     def for_width(self, width: int) -> "Sizes":
