@@ -23,7 +23,7 @@ from dct.generation import complete
 from dct.organism import checkers, text
 from dct.ranking import Scorer, words
 
-MULTIPLES = (1.0, 1.4)
+MULTIPLES = (1.0, 1.4, 2.0)
 NEW_TOKENS = 40
 
 

@@ -312,7 +312,8 @@ def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[
 
     done = recipe.interrupted.state.iteration if recipe.interrupted else 0
     left = "factors" if options["method"] == "melbo" else "iterations"  # what an interrupted fit has fewer of to do
-    sizes = {name: options[name] for name in ("method", "factors", "iterations", "d_proj", "start")}
+    known = ("method", "factors", "iterations", "d_proj", "start")
+    sizes = {name: options[name] for name in known if name in options}
     sizes[left] -= done
     fit_work = work(**sizes, dim=slice_.dim, dim_out=slice_.dim, resumed=recipe.interrupted is not None)
     calibration = usual_work() if recipe.scale is None else {}
