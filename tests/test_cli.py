@@ -314,6 +314,13 @@ def test_the_tour_on_the_demo_model(workplace):
         ok(command, "--vector", 17, "--prompt", "Hello", "--max-new-tokens", 2, *MILD)
 
 
+@pytest.mark.skipif(not (DEMO_DIR / "model.safetensors").exists(), reason="no demo model yet")
+def test_the_guided_tour_shows_all_four_commands(workplace, monkeypatch):
+    monkeypatch.setattr("dct.cli.demo.FACTORS", 6)
+    said = ok("demo").stdout
+    assert all(f"dct {command}" in said for command in ("fit", "rank", "steer", "ablate"))
+
+
 # --- calibrate and models ---------------------------------------------------------------------------------------------
 
 
