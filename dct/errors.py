@@ -13,8 +13,8 @@ class UsageError(DctError):
     exit_code = 2
 
 
-class InterruptedFitError(DctError):
-    """The user stopped a fit whose finished iterations are kept. Exit code 130, as shells have it for Ctrl+C."""
+class InterruptedWorkError(DctError):
+    """The user stopped work whose finished parts are kept. Exit code 130, as shells have it for Ctrl+C."""
 
     exit_code = 130
 

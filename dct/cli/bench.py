@@ -14,7 +14,7 @@ from dct.cli import options as o
 from dct.cli.tasks import OWN, TaskChoice
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import load_model, short_name
-from dct.errors import InterruptedFitError, UsageError
+from dct.errors import InterruptedWorkError, UsageError
 from dct.prompts import default_origin, read
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def run_bench(
 
             outcome = run(w, experiments, tell)
     except KeyboardInterrupt:
-        raise InterruptedFitError(
+        raise InterruptedWorkError(
             f"interrupted; {finished} new measurements are kept in {folder}: the same command goes on"
         ) from None
     if records.damaged:

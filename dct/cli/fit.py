@@ -13,7 +13,7 @@ from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
 from dct.cli.work import fit_prompts, load_model, provenance, short_name
-from dct.errors import DctError, InterruptedFitError
+from dct.errors import DctError, InterruptedWorkError
 from dct.memory import human_bytes, peak
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
             )
     except KeyboardInterrupt:
         if run.state.exists():
-            raise InterruptedFitError(
+            raise InterruptedWorkError(
                 f"interrupted; every finished iteration is kept: go on with `dct fit --resume --out {run.folder}`"
             ) from None
         raise

@@ -15,7 +15,7 @@ from rich.table import Table
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import hush_libraries
-from dct.errors import DctError, InterruptedFitError
+from dct.errors import DctError, InterruptedWorkError
 
 if TYPE_CHECKING:
     from dct.organism.measure import Rate, Steerability
@@ -69,7 +69,7 @@ def train(
     except KeyboardInterrupt:
         again = f"dct organism train --out {shlex.quote(str(out))} --steps {steps} --seed {seed}"
         again += f" --start {shlex.quote(origin)}" * bool(origin) + f" --learning-rate {learning_rate:g} --resume"
-        raise InterruptedFitError(f"interrupted: go on from the last checkpoint with `{again}`") from None
+        raise InterruptedWorkError(f"interrupted: go on from the last checkpoint with `{again}`") from None
     lm = load(str(out))
     rates, steering = _measured(terminal, lm, 100, steering=True)
     card.write_card(out, recipe, lm.model.num_parameters(), rates, steering)
