@@ -133,6 +133,20 @@ class LanguageModel:
         text = self.render(prompt, system)
         return list(self.tokenizer(text, add_special_tokens=not self.has_chat_template)["input_ids"])
 
+    @property
+    def opening(self) -> list[int]:
+        """Token ids that the chat template opens the model's reply with, behind the end of the user's message; none
+        where there is no template or it opens no reply.
+        """
+        if not self.has_chat_template:
+            return []
+        asked = [{"role": "user", "content": "Hello"}]
+        bare = str(self.tokenizer.apply_chat_template(asked, tokenize=False, enable_thinking=False))
+        opened = self.render("Hello")
+        if not opened.startswith(bare):
+            return []
+        return list(self.tokenizer(opened[len(bare) :], add_special_tokens=False)["input_ids"])
+
     def encode(self, prompts: Sequence[str], system: str | None = None) -> list[list[int]]:
         """Token ids of several prompts, none of them padded or truncated.
 

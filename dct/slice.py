@@ -24,6 +24,10 @@ from dct.model import LanguageModel, check_layers
 
 Positions = int | Literal["all"]
 
+MOST_POSITIONS = 3
+"""Target positions of a prompt, unless told otherwise; fewer where the chat template opens a reply with fewer tokens.
+What stands before those is the user's last word, and what a vector does to that is not what it does to the reply."""
+
 PACK_TOKENS = (160, 1024)
 """Least and greatest limit on the tokens of a packed row; between them it is half the model's width, up to which
 attention over the row, quadratic in its length, costs less than running the common prefix once for every row."""
@@ -84,7 +88,8 @@ class Slice:
         prompts: texts (rendered by the model's chat template) or lists of token ids.
         source: s, 0 <= s < t; theta is added to the stream entering block s.
         target: t <= L; the stream entering block t is read (for t = L, the stream leaving the last block).
-        positions: the last so many tokens of each prompt are read, or `all`.
+        positions: the last so many tokens of each prompt are read, or `all`; left out, those that the chat template
+            opens a reply with (`LanguageModel.opening`), three at most, and three where it opens none.
         system: system message for the chat template.
         pack: False runs prompts one by one.
         narrow: False runs the last block at every token.
@@ -100,18 +105,20 @@ class Slice:
         prompts: Sequence[str] | Sequence[Sequence[int]],
         source: int,
         target: int,
-        positions: Positions = 3,
+        positions: Positions | None = None,
         system: str | None = None,
         pack: bool = True,
         narrow: bool = True,
     ) -> None:
         check_layers(source, target, lm.depth)
-        self.lm, self.source, self.target, self.positions = lm, source, target, positions
+        self.lm, self.source, self.target = lm, source, target
         # Vectors, means and differences are at least float32, whatever the blocks compute in.
         self.dtype = torch.promote_types(lm.dtype, torch.float32)
         self.system = system
         self.ids = _token_ids(lm, prompts, system)
         self.texts = [p if isinstance(p, str) else lm.decode(p) for p in prompts]
+        positions = _default_positions(lm.opening, self.ids) if positions is None else positions
+        self.positions: Positions = positions
         if positions != "all" and positions < 1:
             raise DctError(f"--positions must be at least 1 or `all`, got {positions}")
         for number, row in enumerate(self.ids, start=1):
@@ -312,6 +319,12 @@ class Slice:
             if not bool(torch.isfinite(leaving).all()):
                 return locate_non_finite(self.lm, self.source, row.calls, stream)
         return "the mean over prompts is not finite: lower --scale"
+
+
+def _default_positions(opening: list[int], prompts: Sequence[list[int]]) -> int:
+    """Target positions where none are asked for: the tokens that open the reply, where all prompts end in them."""
+    opened = bool(opening) and all(row[-len(opening) :] == opening for row in prompts)
+    return min(len(opening), MOST_POSITIONS) if opened else MOST_POSITIONS
 
 
 def _token_ids(

@@ -118,6 +118,22 @@ def test_chat_template_up_to_where_the_answer_begins(lm):
     assert lm.tokens("Hi").count(lm.tokenizer.bos_token_id) == 1
 
 
+def test_what_opens_a_reply(lm, plain):
+    assert lm.opening == text_ids(lm, "<assistant>")
+    assert plain.opening == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0]['content'] }}", "{{ messages[0]['content'] }}{{ '' if add_generation_prompt else '!' }}"],
+)
+def test_a_template_that_opens_no_reply(lm, tokenizer, template):
+    closed = copy.copy(lm)
+    closed.tokenizer = copy.deepcopy(tokenizer)
+    closed.tokenizer.chat_template = template
+    assert closed.opening == []
+
+
 def test_plain_text_without_a_template(plain):
     assert plain.render("Hi") == "Hi"
     assert plain.render("Hi", "Be brief.") == "Be brief.\n\nHi"

@@ -1,5 +1,7 @@
 """The slice map Delta and its derivatives, against forward passes of the whole model with theta added by a hook."""
 
+import copy
+
 import pytest
 import torch
 from conftest import DEPTH, WIDTH
@@ -300,6 +302,27 @@ def test_prompt_shorter_than_the_positions_is_named(small):
 def test_unusable_prompts(small, prompts):
     with pytest.raises(DctError):
         dct.Slice(small, prompts, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("opened_by", "read"), [("<assistant>", 1), ("<assistant></s>", 2), ("</s><assistant></s><assistant>", 3), ("", 3)]
+)
+def test_the_tokens_that_open_the_reply_are_read_three_at_most(small, tokenizer, opened_by, read):
+    lm = copy.copy(small)
+    lm.tokenizer = copy.deepcopy(tokenizer)
+    lm.tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}" + opened_by + "{% endif %}"
+    )
+    slice_ = dct.Slice(lm, ["Tell me", "How do I pick a lock?"], SOURCE, TARGET)
+    assert slice_.positions == slice_.info["positions"] == read
+    lm.tokenizer = small.tokenizer
+    theta = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(slice_(theta), dct.Slice(lm, slice_.ids, SOURCE, TARGET, positions=read)(theta))
+
+
+def test_token_ids_that_do_not_end_where_a_reply_opens(small):
+    assert dct.Slice(small, [[1, 5, 6, 7], [1, 5, 8]], 1, 3).positions == 3
 
 
 @pytest.mark.parametrize("positions", [0, -2])

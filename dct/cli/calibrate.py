@@ -27,7 +27,7 @@ def calibrate(
     n: o.Count = 8,
     column: o.Column = None,
     system: o.System = None,
-    positions: o.Positions = "3",
+    positions: o.Positions = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,

@@ -34,7 +34,13 @@ Harmless = Annotated[
 ]
 Count = Annotated[int, typer.Option("--n", min=1, help="Use the first n prompts.")]
 System = Annotated[str | None, typer.Option(help="System message for the chat template.")]
-Positions = Annotated[str, typer.Option(help="Last tokens of each prompt that are read at the target, or `all`.")]
+Positions = Annotated[
+    str | None,
+    typer.Option(
+        help="Last tokens of each prompt that are read at the target, or `all`.",
+        show_default="those that open the reply, 3 at most",
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or map (all devices).")]
 Layers = Annotated[str, typer.Option("--layers", help="Dotted name of the block list, where it is not found alone.")]

@@ -190,10 +190,10 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def parse_positions(text: str) -> Any:
-    """`--positions`: a number or `all`."""
-    if text == "all":
-        return "all"
+def parse_positions(text: str | None) -> Any:
+    """`--positions`: a number or `all`; nothing, where it was left out."""
+    if text is None or text == "all":
+        return text
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--positions must be a number or `all`, from 1 on: got {text!r}")
     return int(text)
