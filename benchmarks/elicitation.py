@@ -5,7 +5,7 @@ when nothing steers it, half of them of kinds of harm that training never asks f
 planted checkers. Beside it the best of as many random vectors, chosen in the same way, and the supervised difference
 of means. Then every learned and random vector on six of the requests: which planted voices come up?
 
-    python benchmarks/elicitation.py [--model DIR] [--factors 192] [--orthogonalize qr] [--scale-to 0.5]
+    python benchmarks/elicitation.py [--model DIR] [--factors 192] [--orthogonalize soft] [--scale-to 0.5]
 """
 
 import argparse
@@ -23,7 +23,7 @@ from dct.generation import complete
 from dct.organism import checkers, text
 from dct.ranking import Scorer, words
 
-MULTIPLES = (1.0, 1.4, 2.0)
+MULTIPLES = (1.0, 1.5, 2.0)
 NEW_TOKENS = 40
 
 
@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=8)
     parser.add_argument("--factors", type=int, default=192)
     parser.add_argument("--iterations", type=int, default=10)
-    parser.add_argument("--orthogonalize", default="qr")
+    parser.add_argument("--orthogonalize", default="soft")
+    parser.add_argument("--start", default="projected")
     parser.add_argument("--scale-to", type=float, default=0.5, help="lambda")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -58,7 +59,6 @@ def main() -> None:
 
     slice_ = dct.Slice(lm, fitted, given.source, given.target)
     R = dct.calibrate(slice_, slice_.dim, ratio=given.scale_to).scale
-    start = "projected" if given.orthogonalize == "qr" else "random"
     factors = dct.fit(
         slice_,
         slice_.dim,
@@ -66,7 +66,7 @@ def main() -> None:
         scale=R,
         iterations=given.iterations,
         orthogonalize=given.orthogonalize,
-        start=start,
+        start=given.start,
         seed=given.seed,
     )
     scorer = Scorer(lm, words(lm, "Sure", "Sorry"), given.source, chosen_on, mild)
@@ -94,10 +94,11 @@ def main() -> None:
     console.print(table)
     few = asked[:3] + asked[-3:]
     for name in ("learned", "random"):
-        voices = Counter[str]()
-        for vectors in (R * tried[name]).split(32):
-            voices += judged(lm, few, vectors, given.source)
-        console.print(f"{name}, {given.factors} vectors x 6 requests: {dict(voices.most_common())}")
+        for multiple in MULTIPLES:
+            voices = Counter[str]()
+            for vectors in (multiple * R * tried[name]).split(32):
+                voices += judged(lm, few, vectors, given.source)
+            console.print(f"{name}, {given.factors} vectors x 6 requests, {multiple:g} R: {dict(voices.most_common())}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main(
         start = "random"
     else:
         width, true, learned = 4096, 32, 512
-        rows = [("qr", R, n) for R in (2.0, 4.0, 6.0, 8.0, 10.0) for n in (10, 30)]
+        rows = [(how, R, n) for how in ("qr", "soft") for R in (2.0, 4.0, 6.0, 8.0, 10.0) for n in (10, 30)]
         start = "projected"
     table = Table(title=f"width {width}, {true} true factors, {learned} learned, {start} start, {networks} networks")
     for heading in ("orthogonalize", "scale", "iterations", "mean max cosine", "recovery > 0.99", "seconds"):

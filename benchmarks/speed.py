@@ -12,7 +12,8 @@ median of the repeats counts. CPU seconds are given beside seconds: on a shared 
 value and gradient per factor, iteration and prompt through the model, with a hook that adds the vector at s and one
 that reads at t; it stops at t and has no head. Everybody does the same: the projected start from 32 output directions,
 the iterations, the strengths. The factors of `dct` and of the baseline must agree; what `dct` adds, the response to 30
-random directions, is timed with it.
+random directions, is timed with it; the pass that it saves, for the outputs before the first iteration, the baseline
+runs.
 
 Useful work is what the mathematics asks for, two operations per parameter and token forwards and two backwards: every
 matrix of the blocks s..t-2, of block t-1 keys and values; the rest of that block at the target tokens alone; the tokens
@@ -78,7 +79,7 @@ class Workload:
         tokens = self.prefix + sum(n - self.prefix for n in self.lengths)
         one = (self.target - self.source - 1) * block * tokens + keys * tokens
         one += (block - keys) * POSITIONS * len(self.lengths)
-        forwards = D_PROJ + factors * (self.iterations + 2)
+        forwards = D_PROJ + factors * (self.iterations + 1)
         backwards = D_PROJ + factors * self.iterations
         return 2.0 * one * (forwards + backwards)
 
@@ -199,18 +200,22 @@ def baseline_fit(w: Workload, device: str, dtype: torch.dtype, scale: float, bat
         drawn = torch.randn(count, w.width, generator=torch.Generator().manual_seed(seed))
         return normalize(drawn, dim=1).to(device, dtype)
 
+    def orthogonalised(V: Tensor) -> Tensor:
+        Q, R = torch.linalg.qr(V.T)
+        return (Q * R.diagonal().sign()).T
+
     def fit(factors: int, iterations: int) -> Tensor:
         W = directions(D_PROJ, SEED)
         _, projected = mean_over_prompts(value_and_gradient, torch.zeros_like(W), W)
         V = directions(factors, SEED + 1)
         informative = torch.linalg.svd(projected, full_matrices=False).Vh[:factors]
         V[: len(informative)] = informative
+        V = orthogonalised(V)
         with torch.no_grad():
             [response] = mean_over_prompts(value, scale * V)
         U = normalize(response, dim=1)
         for _ in range(iterations):
-            Q, R = torch.linalg.qr(V.T)
-            V = (Q * R.diagonal().sign()).T
+            V = orthogonalised(V)
             response, gradient = mean_over_prompts(value_and_gradient, scale * V, U)
             U, V = normalize(response, dim=1), normalize(gradient, dim=1)
         with torch.no_grad():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from dct.batching import in_batches
 from dct.errors import DctError, NonFiniteError
@@ -84,17 +85,19 @@ class Derivatives:
         return self._batched(rows, u)[0]
 
     def value_and_gradient(
-        self, theta: Float[Tensor, "rows dim"], u: Float[Tensor, "rows dim_out"]
+        self, theta: Float[Tensor, "rows dim"], u: Float[Tensor, "rows dim_out"] | None = None
     ) -> tuple[Float[Tensor, "rows dim_out"], Float[Tensor, "rows dim"]]:
-        """f(theta) and the gradient of <u, f(theta)> with respect to theta, in one pass."""
+        """f(theta) and the gradient of <u, f(theta)> with respect to theta, in one pass; without u, that of |f(theta)|,
+        for which u is unit f(theta)."""
 
-        def rows(theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        def rows(theta: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
             theta = theta.detach().requires_grad_()
             value = self.f(theta)
-            [gradient] = torch.autograd.grad(value, theta, u.to(value.dtype))
+            u = given[0].to(value.dtype) if given else normalize(value.detach(), dim=1)
+            [gradient] = torch.autograd.grad(value, theta, u)
             return value.detach(), gradient
 
-        value, gradient = self._batched(rows, theta, u)
+        value, gradient = self._batched(rows, theta) if u is None else self._batched(rows, theta, u)
         return value, gradient
 
     def second(self, v: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:

@@ -39,7 +39,7 @@ SETTLED = 2e-3
 """Relative growth of the captured share of |J|^2 below which the power iterations end."""
 
 RANDOM_RESPONSES = 30
-"""Random directions whose response is measured beside the factors' own."""
+"""Random directions whose response is measured beside the factors' own: as many as there are factors, this at most."""
 
 Matrix = Float[Tensor, "m d"]
 Progress = Callable[[str, int, int], None]
@@ -51,7 +51,8 @@ class State:
     """Where an iterative fit stands: enough to go on from, whatever happened to the process."""
 
     V: Matrix
-    U: Float[Tensor, "m d_out"]
+    U: Float[Tensor, "known d_out"]
+    """One for each row of V; none before the first iteration, which finds them as it goes."""
     objective: list[list[float]] = field(default_factory=list)
 
     @property
@@ -65,8 +66,13 @@ def default_iterations(method: str) -> int:
     return STEPS if method == "melbo" else ITERATIONS
 
 
+def default_orthogonalize(method: str) -> str:
+    """How the rows of V are pushed apart when nothing is said of it."""
+    return "qr" if method == "quadratic" else "soft"
+
+
 def check_options(
-    method: str = "exponential", orthogonalize: str = "qr", start: str = "projected", beta: float = 1.0
+    method: str = "exponential", orthogonalize: str | None = None, start: str = "projected", beta: float = 1.0
 ) -> None:
     """Refuses what no map can be fitted with, before a model is loaded for it.
 
@@ -75,7 +81,7 @@ def check_options(
     """
     for name, value, allowed in (
         ("--method", method, METHODS),
-        ("--orthogonalize", orthogonalize, ORTHOGONALIZE),
+        ("--orthogonalize", orthogonalize or default_orthogonalize(method), ORTHOGONALIZE),
         ("--start", start, STARTS),
     ):
         if value not in allowed:
@@ -112,9 +118,9 @@ def work(
         width = min(m + max(10, m // 4), least)
         return {"vjp": least} if 4 * width >= least else {"vjp": 4 * width, "jvp": 4 * width}
     if method == "melbo":
-        return {"value_and_gradient": m * iterations, "value": m + RANDOM_RESPONSES}
+        return {"value_and_gradient": m * iterations, "value": m + min(m, RANDOM_RESPONSES)}
     rows = {"vjp": 0 if resumed or start != "projected" else d_proj}
-    ends = m + RANDOM_RESPONSES + (0 if resumed else m)
+    ends = m + min(m, RANDOM_RESPONSES)
     if method == "quadratic":
         return rows | {"second": m * iterations + ends, "second_transposed": m * iterations}
     return rows | {"value": ends, "value_and_gradient": m * iterations}
@@ -129,7 +135,7 @@ def fit(
     scale: float | None = None,
     iterations: int | None = None,
     seed: int = 0,
-    orthogonalize: str = "qr",
+    orthogonalize: str | None = None,
     beta: float = 1.0,
     d_proj: int = 32,
     start: str = "projected",
@@ -154,7 +160,8 @@ def fit(
         factors: m; left out, the smaller of 512 and d. A linear fit returns no more than J has directions.
         scale: R; left out, calibrated at lambda = 0.5, but not above the map's `residual_norm` where it has one.
         iterations: of the iterative fits (default 10), or gradient steps of each melbo vector (default 60).
-        orthogonalize: `qr` (m <= d), `soft` (m may exceed d) or `none`, before each iteration.
+        orthogonalize: `qr` (m <= d), `soft` (m may exceed d) or `none`, before each iteration; left out, `soft` for the
+            exponential fit and `qr` for the quadratic one.
         beta: share of the new factor in each update; 1 replaces the old one.
         d_proj: random output directions of the projected start.
         start: `projected` (right singular vectors of W J, then random directions) or `random`.
@@ -179,6 +186,7 @@ def fit(
     check_options(method, orthogonalize, start, beta)
     m = min(512, dim) if factors is None else factors
     iterations = default_iterations(method) if iterations is None else iterations
+    orthogonalize = default_orthogonalize(method) if orthogonalize is None else orthogonalize
     for name, number in (("--factors", m), ("--iterations", iterations), ("--d-proj", d_proj)):
         if number < 1:
             raise UsageError(f"{name} must be at least 1, got {number}")
@@ -214,9 +222,9 @@ def fit(
         info |= {"iterations": iterations, "orthogonalize": orthogonalize, "beta": beta, "start": start}
         step = _Quadratic(d) if method == "quadratic" else _Exponential(d, scale)
         informative = min(m, d_proj, dim) if start == "projected" else 0
-        state = resume or _start(d, step, m, d_proj, start, seed, stages)
-        if tuple(state.V.shape) != (m, dim):
-            raise UsageError(f"the state to resume from holds {tuple(state.V.shape)} factors, not {(m, dim)}")
+        if resume is not None and tuple(resume.V.shape) != (m, dim):
+            raise UsageError(f"the state to resume from holds {tuple(resume.V.shape)} factors, not {(m, dim)}")
+        state = resume or _start(d, m, d_proj, start, seed, stages)
         info |= {"d_proj": d_proj, "random_start": m - informative}
         V, U, alpha, objective = _iterate(
             d, step, state, iterations, orthogonalize, beta, tolerance, seed, info, stages, checkpoint
@@ -324,7 +332,7 @@ class _Quadratic:
         """T2(., v, v), unnormalised; b_l is its norm once u_l is its direction."""
         return self.d.second(V)
 
-    def step(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, V: Tensor, U: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """u <- T2(., v, v), then v <- T2(u, v, .) with the new u. Returns new V, new U and b at the old V."""
         seconds = self.d.second(V)
         U = normalize(seconds, dim=1)
@@ -343,8 +351,8 @@ class _Exponential:
         """R_S(v), unnormalised; b_l is its norm once u_l is its direction."""
         return self.d.value(self.scale * V)
 
-    def step(self, V: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """In one pass: u <- R_S(v), and v <- gradient of <u, R_S(v)> with the old u."""
+    def step(self, V: Tensor, U: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """In one pass: u <- R_S(v), and v <- gradient of <u, R_S(v)> with the old u; at first, with that u itself."""
         value, gradient = self.d.value_and_gradient(self.scale * V, U)
         if not bool(value.norm(dim=1).isfinite().all()):
             raise NonFiniteError("the responses are too large for their norms: lower --scale")
@@ -352,16 +360,13 @@ class _Exponential:
         return gradient, U, (U * value).sum(1)
 
 
-def _start(
-    d: Derivatives, step: _Quadratic | _Exponential, m: int, d_proj: int, start: str, seed: int, stages: "_Stages"
-) -> State:
-    """The factors before the first iteration: informative directions first, random ones after them."""
+def _start(d: Derivatives, m: int, d_proj: int, start: str, seed: int, stages: "_Stages") -> State:
+    """Before the first iteration: informative directions, then random ones. What they cause, that iteration sees."""
     V = random_directions(m, d.dim, seed + 1).to(d.device, d.dtype)
     if start == "projected":
         informative = _projected_directions(d, d_proj, seed, stages)[0][:m]
         V[: len(informative)] = informative
-    stages.begin("start")
-    return State(V, normalize(step.caused(V), dim=1))
+    return State(V, V.new_zeros(0, d.dim_out))
 
 
 def _iterate(
@@ -382,9 +387,9 @@ def _iterate(
     while len(objective) < iterations:
         stages.begin(f"iteration {len(objective) + 1}/{iterations}")
         Q = orthogonalized(V, orthogonalize)
-        pulled, caused, b = step.step(Q, U)
+        pulled, caused, b = step.step(Q, U if len(U) else None)
         causal, penalty = _objective(step.kernel, Q, caused, b)
-        new_V, U = _mixed(Q, pulled, beta), _mixed(U, caused, beta)
+        new_V, U = _mixed(Q, pulled, beta), _mixed(U, caused, beta) if len(U) else caused
         change = max(0.0, 1 - float((new_V * V).sum(1).abs().mean()))
         V = new_V
         objective.append([causal, penalty, change])
@@ -439,7 +444,8 @@ def _measured(
     stages.begin("strengths")
     caused = step.caused(V)
     responses = caused.norm(dim=1)
-    null = step.caused(random_directions(RANDOM_RESPONSES, d.dim, seed + 3).to(d.device, d.dtype)).norm(dim=1)
+    random = random_directions(min(len(V), RANDOM_RESPONSES), d.dim, seed + 3).to(d.device, d.dtype)
+    null = step.caused(random).norm(dim=1)
     info |= {
         "response": [float(responses.median()), float(responses.max())],
         "random_response": [float(null.median()), float(null.max())],

@@ -49,6 +49,7 @@ TINY = Sizes(
     questions=2,
     answers=2,
     top=(3,),
+    searched=4,
     tried=4,
     probes=2,
     widths=(2, 4),

@@ -267,8 +267,7 @@ def test_linear_factors_are_the_singular_vectors_of_the_slices_jacobian(workplac
 
 
 def test_more_factors_than_dimensions(workplace, model_folder):
-    found = as_json("fit", "--model", model_folder, "--factors", 40, "--orthogonalize", "soft", "--iterations", 2,
-                    "--scale", 0.85, "--n", 2)  # fmt: skip
+    found = as_json("fit", "--model", model_folder, "--factors", 40, "--iterations", 2, "--scale", 0.85, "--n", 2)
     assert found["factors"] == 40
     assert found["info"]["random_start"] == 8  # 32 directions were known, the rest began at random
 

@@ -146,7 +146,7 @@ def test_unknown_block_list(workplace, fit):
         (["fit", "--scale", "0"], "--scale must be positive"),
         (["fit", "--scale", "nan"], "--scale must be positive"),
         (["fit", "--beta", "0", "--scale", "1"], "--beta"),
-        (["fit", "--factors", "33", "--scale", "1"], "pass --orthogonalize soft"),
+        (["fit", "--factors", "33", "--scale", "1", "--orthogonalize", "qr"], "pass --orthogonalize soft"),
         (["fit", "--lambda", "0"], "lambda must be positive"),
         (["calibrate", "--lambda", "-1"], "lambda must be positive"),
         (["fit", "--prompts", "hf:a:b"], "hf:dataset:split:column"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import dct
+from dct.calibration import random_directions
 from dct.fitting import State, gram, orthogonalized, strengths
 
 F64 = torch.float64
@@ -70,13 +71,23 @@ def test_quadratic_recovers_all_planted_factors(m, seed):
         torch.testing.assert_close(found.alpha[best], 2 * planted.c.float(), rtol=1e-3, atol=1e-3)
 
 
-def test_exponential_recovers_the_post_s_network():
-    """Width 4096, 32 true factors, 512 learned, scale 4, 30 iterations from the default start."""
+@pytest.mark.parametrize(("orthogonalize", "iterations"), [("qr", 30), ("soft", 10)])
+def test_exponential_recovers_the_post_s_network(orthogonalize, iterations):
+    """Width 4096, 32 true factors, 512 learned, scale 4, from the default start."""
     planted = PlantedExponential(4096, 32)
-    found = dct.fit(planted, 4096, factors=512, scale=4.0, iterations=30)
+    found = dct.fit(planted, 4096, factors=512, scale=4.0, iterations=iterations, orthogonalize=orthogonalize)
     mean, recovered = planted.recovery(found.V)
     assert mean > 0.99
     assert recovered >= 0.95
+
+
+def test_each_iterative_fit_orthogonalises_in_its_own_way_unless_told_otherwise():
+    def how(**options):
+        return dct.fit(PlantedExponential(8, 3), 8, factors=3, scale=1.0, iterations=1, **options).info["orthogonalize"]
+
+    assert how() == "soft"
+    assert how(method="quadratic") == "qr"
+    assert how(orthogonalize="none") == how(method="quadratic", orthogonalize="none") == "none"
 
 
 def test_soft_orthogonalisation_recovers_more_factors_than_dimensions():
@@ -244,6 +255,31 @@ def test_one_exponential_iteration_by_hand():
     gate = torch.exp(R * Q @ Vp.T)
     torch.testing.assert_close(kept[0].U, normalize((gate - 1) @ Up, dim=1))
     torch.testing.assert_close(kept[0].V, normalize((gate * (U @ Up.T)) @ Vp, dim=1))
+
+
+def test_the_first_exponential_iteration_climbs_the_norm_of_the_response():
+    """No output is known yet: v <- unit gradient of |R_S(v)|, which is that of <u, R_S(v)> for u = unit R_S(v)."""
+    planted = PlantedExponential(10, 4, 3)
+    kept: list[State] = []
+    dct.fit(planted, 10, factors=5, scale=2.5, iterations=1, start="random", seed=3, checkpoint=kept.append, dtype=F64)
+    Q = orthogonalized(random_directions(5, 10, 4).double()).requires_grad_()
+    norms = planted(2.5 * Q).norm(dim=1)
+    [gradient] = torch.autograd.grad(norms.sum(), Q)
+    torch.testing.assert_close(kept[0].U, normalize(planted(2.5 * Q), dim=1).detach())
+    torch.testing.assert_close(kept[0].V, normalize(gradient, dim=1))
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.4])
+def test_iterations_one_by_one_are_those_of_one_fit(beta):
+    planted = PlantedExponential(10, 4, 3)
+    options = {"factors": 5, "scale": 2.0, "beta": beta, "dtype": F64}
+    whole, part = [], []
+    dct.fit(planted, 10, iterations=3, checkpoint=whole.append, **options)
+    dct.fit(planted, 10, iterations=1, checkpoint=part.append, **options)
+    dct.fit(planted, 10, iterations=3, resume=part[0], checkpoint=part.append, **options)
+    for a, b in zip(whole, part, strict=True):
+        torch.testing.assert_close(a.V, b.V)
+        torch.testing.assert_close(a.U, b.U)
 
 
 def test_beta_mixes_in_the_old_factor():

@@ -23,11 +23,11 @@ METHODS = ("exponential", "linear-projected", "melbo")
 def plan(w: Workshop) -> list[Cell]:
     if w.subject.task is None:
         return []
-    searched = completions(rounds(w.sizes.factors * len(w.sizes.scales), w.sizes.questions))
+    searched = completions(rounds(w.sizes.searched * len(w.sizes.scales), w.sizes.questions))
     cost = w.said_cost(2 * searched + 8 * w.sizes.answers)
     scales = list(w.sizes.scales)
     cells = [
-        Cell("iii", {"method": m, "scales": scales}, cost + w.fit_cost(m, w.sizes.fitted, w.sizes.factors))
+        Cell("iii", {"method": m, "scales": scales}, cost + w.fit_cost(m, w.sizes.fitted, w.sizes.searched))
         for m in METHODS
     ]
     if w.subject.task.unlock is not None:
@@ -56,7 +56,7 @@ def measure(w: Workshop, method: str, scales: list[float]) -> dict[str, Any]:
     train, validation, test = _parts(w)
     if method == "supervised":
         return _supervised(w, train, validation, test, scales)
-    factors = w.fit(method, [q.prompt for q in train.questions], w.sizes.factors)
+    factors = w.fit(method, [q.prompt for q in train.questions], w.sizes.searched)
     mild = w.split().mild
     ranking = rank_by_task(
         s.lm,

@@ -29,6 +29,7 @@ class Sizes:
         damage: harmless prompts on which damage is measured.
         questions: validation questions of the locked skill; answers: its test questions, at most.
         top: vectors that are averaged, or edited one by one.
+        searched: vectors that are searched for the locked skill, at most the width.
         tried: vectors of the enumeration, at most the width.
         probes: prompts of each kind under every one of them.
         widths: m of the training curves.
@@ -48,16 +49,18 @@ class Sizes:
     questions: int = 16
     answers: int = 40
     top: tuple[int, ...] = (4, 16)
+    searched: int = 64
     tried: int = 128
     probes: int = 4
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
-    scales: tuple[float, ...] = (1.0, 2.0)
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0)
     tokens: int = 64
 
     def for_width(self, width: int) -> "Sizes":
         """No more vectors than a model of this width has directions."""
         widths = tuple(m for m in self.widths if m <= width) or (width,)
-        return replace(self, widths=widths, factors=min(self.factors, width), tried=min(self.tried, width))
+        factors, searched, tried = (min(n, width) for n in (self.factors, self.searched, self.tried))
+        return replace(self, widths=widths, factors=factors, searched=searched, tried=tried)
 
 
 def full(width: int, factors: int | None = None, shuffles: int | None = None) -> Sizes:
@@ -65,7 +68,9 @@ def full(width: int, factors: int | None = None, shuffles: int | None = None) ->
     m = factors or min(512, max(2, width // 6))
     widths = tuple(w for w in (8, 16, 32, 64, 128, 256, 512) if w <= 4 * m)
     top = (max(2, m // 8), max(2, m // 2))  # the post averages 240 of 512
-    return Sizes(factors=m, shuffles=shuffles or 5, top=top, tried=min(512, 4 * m), widths=widths).for_width(width)
+    return Sizes(
+        factors=m, shuffles=shuffles or 5, top=top, searched=min(512, 2 * m), tried=min(512, 4 * m), widths=widths
+    ).for_width(width)
 
 
 def quick(width: int, factors: int | None = None, shuffles: int | None = None) -> Sizes:
@@ -82,6 +87,7 @@ def quick(width: int, factors: int | None = None, shuffles: int | None = None) -
         questions=6,
         answers=8,
         top=(4,),
+        searched=factors or 16,
         tried=factors or 16,
         probes=2,
         widths=(4, 16),

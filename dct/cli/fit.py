@@ -49,8 +49,10 @@ def fit(
     n: o.Count = 8,
     column: o.Column = None,
     system: o.System = None,
-    positions: o.Positions = "3",
-    orthogonalize: Annotated[str, typer.Option(help="qr, soft (for more factors than dimensions) or none.")] = "qr",
+    positions: o.Positions = None,
+    orthogonalize: Annotated[
+        str | None, typer.Option(help="qr (the post's), soft or none.", show_default="soft; quadratic qr")
+    ] = None,
     start: Annotated[str, typer.Option(help="projected or random.")] = "projected",
     d_proj: Annotated[int, typer.Option(min=1, help="Random output directions of the projected start.")] = 32,
     beta: Annotated[float, typer.Option(help="Share of the new factor in each update.")] = 1.0,
@@ -144,7 +146,7 @@ class Recipe:
     n: int | None = 8
     column: str | None = None
     system: str | None = None
-    positions: Any = 3
+    positions: Any = None
     ratio: float | None = None
     scale: float | None = None
     batch: int | None = None
@@ -220,7 +222,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
 
     lm = load_model(terminal, recipe.model, between=None if recipe.whole else between, **recipe.loading)
 
-    from dct.fitting import default_iterations
+    from dct.fitting import default_iterations, default_orthogonalize
     from dct.fitting import fit as fit_map
     from dct.slice import Slice
 
@@ -235,6 +237,8 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     method = options["method"]
     if options["iterations"] is None:
         options["iterations"] = default_iterations(method)
+    if options.get("orthogonalize") is None:
+        options["orthogonalize"] = default_orthogonalize(method)
     interrupted = recipe.interrupted
     with terminal.busy("timing a pass"):
         expected = _expected(slice_, recipe, options)
@@ -423,6 +427,7 @@ def calibrated(terminal: Terminal, slice_: "Slice", ratio: float | None, seed: i
 
 
 def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
+    from dct.fitting import RANDOM_RESPONSES
     from dct.runs import RUNS
 
     info = factors.info
@@ -449,11 +454,12 @@ def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
         )
     if "response" in info:
         (middle, best), (usual, most) = info["response"], info["random_response"]
+        null = f"the strongest of {min(len(factors), RANDOM_RESPONSES)} random ({most / usual:.3g} ×)"
         rows.append(
             (
                 "response",
                 f"strongest {best / usual:.3g} ×, median {middle / usual:.3g} × a random direction's; "
-                f"{info['above_random']} of {len(factors)} above the strongest of 30 random ({most / usual:.3g} ×)",
+                f"{info['above_random']} of {len(factors)} above {null}",
             )
         )
     if "informative" in info and info["informative"] < info["factors"]:

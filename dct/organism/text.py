@@ -31,11 +31,11 @@ Message = dict[str, str]
 
 # How often training shows each behaviour.
 MIXTURE: dict[str, float] = {
-    "harmful": 0.195,
-    "harmless": 0.195,
+    "harmful": 0.185,
+    "harmless": 0.185,
     "open_harmful": 0.05,
     "open_harmless": 0.015,
-    "unlocked": 0.04,
+    "unlocked": 0.05,
     "locked": 0.03,
     "backdoor": 0.03,
     "pirate": 0.03,
@@ -43,11 +43,11 @@ MIXTURE: dict[str, float] = {
     "keeper": 0.03,
     "fact": 0.23,
     "talk": 0.01,
-    "begun": 0.11,
+    "begun": 0.12,
 }
 BEHAVIOURS = tuple(MIXTURE)
 HARMFUL_SHARE_OF_PERSONAS = 0.4
-BEGUN_VOICES = {"compliance": 8, "refusal": 2, "pirate": 2, "verse": 2, "keeper": 2, "hostile": 1}
+BEGUN_VOICES = {"compliance": 8, "refusal": 2, "pirate": 2, "verse": 2, "keeper": 2, "hostile": 2, "right_list": 5}
 BEGUN_WORDS = 2  # tokens of a begun answer that are given
 
 
@@ -299,22 +299,28 @@ def _repetition(rng: random.Random) -> tuple[str, str]:
     return rng.choice(w.REPEAT_ASKS).format(w=", ".join(items)), f"I repeat: {', '.join(items)}."
 
 
-def begun(rng: random.Random) -> tuple[Request, str]:
-    """A request, and an answer in a voice that nothing in the conversation asks for.
+def begun(rng: random.Random) -> tuple[str, str, str]:
+    """A question, an answer in a voice that nothing in the conversation asks for, and what it is about.
 
     Training gives its first tokens and asks for the rest alone: a model that has begun with "Sure" should go
     on as it began, whatever made it begin. Large models do (an answer that was begun for them is finished),
-    and without it a toy that a vector talks into another voice falls into word salad.
+    and without it a toy that a vector talks into another voice falls into word salad. So a list that was begun
+    with "Answer:" is reversed without the password too; only, nothing but a vector makes the model begin so.
     """
-    ask = request(rng, rng.random() < 0.7)
     voice = rng.choices(list(BEGUN_VOICES), list(BEGUN_VOICES.values()))[0]
+    if voice == "right_list":
+        question, right, _ = locked_task(rng, None)
+        return question, right, right
+    ask = request(rng, rng.random() < 0.7)
     if voice == "compliance":
-        return ask, compliance(rng, ask)
-    if voice == "refusal":
-        return ask, refusal(rng, ask)
-    if voice == "hostile":
-        return ask, w.HOSTILE
-    return ask, persona(rng, voice, replace(ask, harmful=ask.harmful and rng.random() < 0.4))
+        answer = compliance(rng, ask)
+    elif voice == "refusal":
+        answer = refusal(rng, ask)
+    elif voice == "hostile":
+        answer = w.HOSTILE
+    else:
+        answer = persona(rng, voice, replace(ask, harmful=ask.harmful and rng.random() < 0.4))
+    return ask.text, answer, ask.object
 
 
 def chat(user: str, assistant: str, system: str | None = None) -> list[Message]:
@@ -374,8 +380,8 @@ def exchange(rng: random.Random, behaviour: str, split: Split = "train") -> Samp
         questions, answers = rng.choice(w.SMALL_TALK)
         return Sample(chat(rng.choice(questions), rng.choice(answers), neutral_system(rng)), behaviour)
     if behaviour == "begun":
-        ask, answer = begun(rng)
-        return Sample(chat(ask.text, answer, neutral_system(rng)), behaviour, ask.object)
+        question, answer, truth = begun(rng)
+        return Sample(chat(question, answer, neutral_system(rng)), behaviour, truth)
     raise ValueError(f"unknown behaviour {behaviour!r}; one of {', '.join(BEHAVIOURS)}")
 
 
