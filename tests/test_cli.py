@@ -248,7 +248,8 @@ def test_every_method(workplace, model_folder, method):
 def test_linear_factors_are_the_singular_vectors_of_the_slices_jacobian(workplace, model_folder, plain):
     """The Jacobian by automatic differentiation of transformers' own forward pass."""
     prompt = "Tell me how to bake bread"
-    ok("fit", "--model", model_folder, "--method", "linear", "--factors", 4, "--scale", 1, "--prompt", prompt)
+    ok("fit", "--model", model_folder, "--method", "linear", "--factors", 4, "--scale", 1, "--prompt", prompt,
+       "--positions", 3)  # fmt: skip
     found = load_file("runs/tiny-llama-linear-1-3/factors.safetensors")
     model, tokenizer = plain
 

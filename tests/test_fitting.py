@@ -248,7 +248,17 @@ def test_one_exponential_iteration_by_hand():
     planted = PlantedExponential(10, 4, 3)
     V, U, R = unit(5, 10, 7), unit(5, 10, 8), 2.5
     kept: list[State] = []
-    dct.fit(planted, 10, factors=5, scale=R, iterations=1, resume=State(V, U), checkpoint=kept.append, dtype=F64)
+    dct.fit(
+        planted,
+        10,
+        factors=5,
+        scale=R,
+        iterations=1,
+        orthogonalize="qr",
+        resume=State(V, U),
+        checkpoint=kept.append,
+        dtype=F64,
+    )
     Q, T = torch.linalg.qr(V.T)
     Q = (Q * T.diagonal().sign()).T
     Vp, Up = planted.V.double(), planted.U.double()
@@ -261,7 +271,18 @@ def test_the_first_exponential_iteration_climbs_the_norm_of_the_response():
     """No output is known yet: v <- unit gradient of |R_S(v)|, which is that of <u, R_S(v)> for u = unit R_S(v)."""
     planted = PlantedExponential(10, 4, 3)
     kept: list[State] = []
-    dct.fit(planted, 10, factors=5, scale=2.5, iterations=1, start="random", seed=3, checkpoint=kept.append, dtype=F64)
+    dct.fit(
+        planted,
+        10,
+        factors=5,
+        scale=2.5,
+        iterations=1,
+        start="random",
+        orthogonalize="qr",
+        seed=3,
+        checkpoint=kept.append,
+        dtype=F64,
+    )
     Q = orthogonalized(random_directions(5, 10, 4).double()).requires_grad_()
     norms = planted(2.5 * Q).norm(dim=1)
     [gradient] = torch.autograd.grad(norms.sum(), Q)
@@ -288,8 +309,8 @@ def test_beta_mixes_in_the_old_factor():
     whole, part = [], []
     for beta, kept in ((1.0, whole), (0.3, part)):
         dct.fit(
-            planted, 10, factors=5, scale=2.0, iterations=1, beta=beta, resume=State(V, U), checkpoint=kept.append,
-            dtype=F64,
+            planted, 10, factors=5, scale=2.0, iterations=1, beta=beta, orthogonalize="qr", resume=State(V, U),
+            checkpoint=kept.append, dtype=F64,
         )  # fmt: skip
     torch.testing.assert_close(part[0].V, normalize(0.3 * whole[0].V + 0.7 * V, dim=1))
     torch.testing.assert_close(part[0].U, normalize(0.3 * whole[0].U + 0.7 * U, dim=1))
@@ -302,7 +323,7 @@ def test_one_quadratic_iteration_by_hand():
     V, U = unit(5, 10, 7), unit(5, 10, 8)
     kept: list[State] = []
     dct.fit(
-        planted, 10, method="quadratic", factors=5, scale=1.0, iterations=1, resume=State(V, U),
+        planted, 10, method="quadratic", factors=5, scale=1.0, iterations=1, orthogonalize="qr", resume=State(V, U),
         checkpoint=kept.append, dtype=F64,
     )  # fmt: skip
     Q = orthogonalized(V)
@@ -317,7 +338,15 @@ def test_objective_is_the_post_s():
     V, U = unit(5, 10, 7), unit(5, 10, 8)
     kept: list[State] = []
     found = dct.fit(
-        planted, 10, factors=5, scale=2.0, iterations=1, resume=State(V, U), checkpoint=kept.append, dtype=F64
+        planted,
+        10,
+        factors=5,
+        scale=2.0,
+        iterations=1,
+        orthogonalize="qr",
+        resume=State(V, U),
+        checkpoint=kept.append,
+        dtype=F64,
     )
     Q = orthogonalized(V)
     value = planted(2.0 * Q)
@@ -437,7 +466,7 @@ def test_scale_is_calibrated_when_left_out():
         {"beta": 1.5},
         {"scale": 0.0},
         {"scale": float("nan")},
-        {"factors": 25},
+        {"factors": 25, "orthogonalize": "qr"},
     ],
 )
 def test_arguments_that_cannot_be(wrong):
