@@ -14,8 +14,11 @@ from dct.cli.steer import HARMLESS, run_steer
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import harmless_prompts, unseen_prompts
 
-FACTORS = 48
-"""A quarter of the demo model's width: the whole tour should take less than a minute."""
+FACTORS = 40
+"""A fifth of the demo model's width: the whole tour should take less than a minute."""
+
+MULTIPLE = 1.5
+"""Of R, at which the tour tries the vectors: where most refusals of the demo turn, and random vectors turn none."""
 
 
 @command
@@ -40,11 +43,12 @@ def demo(
     run, factors, lm = run_fit(terminal, recipe)
     unseen = unseen_prompts(terminal, factors.info, None, None, HARMLESS)
     harmless = harmless_prompts(factors.info, None, HARMLESS)
-    _heading(terminal, "2  rank", "which of them turn a refusal into an answer", "dct rank")
-    ranking = run_rank(terminal, run, factors, lm, unseen, harmless, top=5)
+    _heading(terminal, "2  rank", "which of them turn a refusal into an answer", f"dct rank --scales {MULTIPLE}")
+    ranking = run_rank(terminal, run, factors, lm, unseen, harmless, top=5, scales=(MULTIPLE,))
     names = [str(v["vector"]) for v in ranking["vectors"]]
+    norms = [MULTIPLE * factors.scale]
     _heading(terminal, "3  steer", "add the best one to the residual stream", "dct steer --rank 1")
-    steered = run_steer(terminal, factors, lm, names[:1], unseen.first(2), harmless, max_new_tokens=40)
+    steered = run_steer(terminal, factors, lm, names[:1], unseen.first(2), harmless, norms=norms, max_new_tokens=40)
     _heading(terminal, "4  ablate", "or take a direction out of the weights", "dct ablate --top 8 --aggregate mean")
     few = min(8, len(names))
     edited = run_ablate(
