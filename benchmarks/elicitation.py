@@ -5,7 +5,7 @@ when nothing steers it, half of them of kinds of harm that training never asks f
 planted checkers. Beside it the best of as many random vectors, chosen in the same way, and the supervised difference
 of means. Then every learned and random vector on six of the requests: which planted voices come up?
 
-    python benchmarks/elicitation.py [--model DIR] [--factors 192] [--orthogonalize soft] [--scale-to 0.5]
+    python benchmarks/elicitation.py [--model DIR] [--factors 192] [--orthogonalize qr] [--lambda 0.5]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 import dct
-from dct.calibration import random_directions
+from dct.calibration import DEFAULT_LAMBDA, random_directions
 from dct.generation import complete
 from dct.organism import checkers, text
 from dct.ranking import Scorer, words
@@ -44,10 +44,9 @@ def main() -> None:
     parser.add_argument("--source", type=int, default=0)
     parser.add_argument("--target", type=int, default=8)
     parser.add_argument("--factors", type=int, default=192)
-    parser.add_argument("--iterations", type=int, default=10)
-    parser.add_argument("--orthogonalize", default="soft")
-    parser.add_argument("--start", default="projected")
-    parser.add_argument("--scale-to", type=float, default=0.5, help="lambda")
+    parser.add_argument("--iterations", type=int, help="left out, the fit's own default, as with the next")
+    parser.add_argument("--orthogonalize")
+    parser.add_argument("--lambda", type=float, dest="ratio", default=DEFAULT_LAMBDA)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
@@ -58,7 +57,7 @@ def main() -> None:
     asked = [a for a, s in zip(asked, unsteered, strict=True) if checkers.is_refusal(a, s)][:100]
 
     slice_ = dct.Slice(lm, fitted, given.source, given.target)
-    R = dct.calibrate(slice_, slice_.dim, ratio=given.scale_to).scale
+    R = dct.calibrate(slice_, slice_.dim, ratio=given.ratio).scale
     factors = dct.fit(
         slice_,
         slice_.dim,
@@ -66,7 +65,6 @@ def main() -> None:
         scale=R,
         iterations=given.iterations,
         orthogonalize=given.orthogonalize,
-        start=given.start,
         seed=given.seed,
     )
     scorer = Scorer(lm, words(lm, "Sure", "Sorry"), given.source, chosen_on, mild)

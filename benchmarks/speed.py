@@ -12,13 +12,15 @@ median of the repeats counts. CPU seconds are given beside seconds: on a shared 
 value and gradient per factor, iteration and prompt through the model, with a hook that adds the vector at s and one
 that reads at t; it stops at t and has no head. Everybody does the same: the projected start from 32 output directions,
 the iterations, the strengths. The factors of `dct` and of the baseline must agree; what `dct` adds, the response to 30
-random directions, is timed with it; the pass that it saves, for the outputs before the first iteration, the baseline
-runs.
+random directions, is timed with it; the passes that it saves, for the outputs before the first iteration and for the
+unsteered model under each of the 32 directions, the baseline runs.
 
 Useful work is what the mathematics asks for, two operations per parameter and token forwards and two backwards: every
 matrix of the blocks s..t-2, of block t-1 keys and values; the rest of that block at the target tokens alone; the tokens
 of all prompts without padding and with their common prefix once. Attention itself, norms and the head count as nothing.
 The share is that, per second, of the rate at which the device multiplies large square matrices of the same type.
+
+Memory is the peak beyond what the process held with the model in it, before anything ran.
 """
 
 import importlib.util
@@ -79,7 +81,7 @@ class Workload:
         tokens = self.prefix + sum(n - self.prefix for n in self.lengths)
         one = (self.target - self.source - 1) * block * tokens + keys * tokens
         one += (block - keys) * POSITIONS * len(self.lengths)
-        forwards = D_PROJ + factors * (self.iterations + 1)
+        forwards = 1 + factors * (self.iterations + 1)
         backwards = D_PROJ + factors * self.iterations
         return 2.0 * one * (forwards + backwards)
 
@@ -139,7 +141,16 @@ def dct_fit(w: Workload, device: str, dtype: torch.dtype, scale: float, batch: i
     assert slice_.tokens == expected, (slice_.tokens, expected)
 
     def fit(factors: int, iterations: int) -> Tensor:
-        found = dct.fit(slice_, slice_.dim, factors=factors, scale=scale, iterations=iterations, seed=SEED, batch=batch)
+        found = dct.fit(
+            slice_,
+            slice_.dim,
+            factors=factors,
+            scale=scale,
+            iterations=iterations,
+            orthogonalize="qr",
+            seed=SEED,
+            batch=batch,
+        )
         return found.V
 
     return fit
@@ -287,15 +298,17 @@ def run_alone(job: dict[str, Any]) -> dict[str, Any]:
     make: dict[str, Callable[..., Fit]] = {"dct": dct_fit, "baseline": baseline_fit, "reference": reference_fit}
     extra = [job["reference"]] if job["fit"] == "reference" else []
     fit = make[job["fit"]](w, device, dtype, job["scale"], job["batch"], *extra)
-    fit(min(4, job["factors"]), 1)  # kernels are chosen and loaded, allocators are warm
-    synchronise(device)
+    matrix_rate(device, dtype)  # libraries are loaded
     if device == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
         if Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
+    fit(min(4, job["factors"]), 1)  # kernels are chosen and loaded, allocators are warm
+    synchronise(device)
     began, cpu_began = time.perf_counter(), time.process_time()
     V = fit(job["factors"], w.iterations)
     synchronise(device)

@@ -1,6 +1,8 @@
 """Work in batches that fit memory: as many rows at a time as it holds, half as many when it runs out. Loses nothing."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -17,6 +19,7 @@ def in_batches(
     device: torch.device,
     cure: str,
     on_rows: Callable[[int], None] | None = None,
+    lanes: int = 1,
 ) -> tuple[list[T], int]:
     """Calls run(start, stop) over 0..total, batch after batch, halving the batch whenever memory runs out.
 
@@ -27,9 +30,10 @@ def in_batches(
         device: where the memory is.
         cure: what the user can do if a single row does not fit.
         on_rows: told how many rows have just been done.
+        lanes: equal parts that a batch is split into, to be run at the same time (see `side_by_side`).
 
     Returns:
-        The results in order, and the batch that fitted in the end.
+        The results in order, one for each call of `run` that counts, and the batch that fitted in the end.
 
     Raises:
         DctError: a single row does not fit in memory.
@@ -40,7 +44,7 @@ def in_batches(
         stop = min(start + batch, total)
         fitted = True
         try:
-            results.append(run(start, stop))
+            results += side_by_side(run, start, stop, lanes)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -55,6 +59,28 @@ def in_batches(
             on_rows(stop - start)
         start = stop
     return results, batch
+
+
+def side_by_side(run: Callable[[int, int], T], start: int, stop: int, lanes: int) -> list[T]:
+    """Calls run on equal parts of start..stop at the same time, in threads that share torch's threads among them.
+
+    For work on a CPU: there the threads of one pass wait for each other after every operation, and those of passes side
+    by side do not.
+    """
+    lanes = min(lanes, stop - start)
+    if lanes <= 1:
+        return [run(start, stop)]
+    threads = torch.get_num_threads()
+    ends = [start + (stop - start) * k // lanes for k in range(lanes + 1)]
+    share = max(1, threads // lanes)
+    try:
+        with ThreadPoolExecutor(lanes - 1, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            others = [pool.submit(run, *part) for part in pairwise(ends[1:])]
+            torch.set_num_threads(share)
+            first = run(start, ends[1])
+            return [first, *(other.result() for other in others)]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def out_of_memory(error: BaseException) -> bool:

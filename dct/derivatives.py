@@ -5,6 +5,7 @@ second derivatives there, T2[i, j, k] with output index i; neither is ever mater
 of language models.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dct.batching import in_batches
+from dct.batching import in_batches, out_of_memory
 from dct.errors import DctError, NonFiniteError
 
 Map = Callable[[Tensor], Tensor]
@@ -28,10 +29,14 @@ class Derivatives:
     Args:
         f: the map.
         dim: its input dimension.
-        batch: rows in one pass; left out, the map's own `batch` (or 256) to start with.
+        batch: rows in one pass; left out, the map's own `batch` (or 256) to start with, and its `batch_at_zero` in
+            passes at 0 whose rows keep nothing for a way back.
         dtype: of vectors, values and derivatives (float32, or float64 for verification).
         device: of the same; left out, the map's own `device` (or the CPU).
         on_rows: told about every finished pass.
+
+    A map that says so (`lanes`) has the rows of a pass split into as many parts that run at the same time, in threads
+    of their own; not in forward mode, of which torch keeps one state for all threads.
 
     Raises:
         DctError: f does not map (batch, dim) to (batch, dim_out), or one row alone does not fit in memory.
@@ -51,7 +56,10 @@ class Derivatives:
         self.f, self.dim, self.dtype = f, dim, dtype
         self.device = torch.device(device if device is not None else getattr(f, "device", "cpu"))
         self.batch = max(1, int(batch if batch is not None else getattr(f, "batch", 256)))
+        self.batch_at_zero = max(1, int(batch if batch is not None else getattr(f, "batch_at_zero", self.batch)))
         self.on_rows = on_rows
+        self.lanes = int(getattr(f, "lanes", 1))
+        self.shares = True  # until the map turns out to be one that vmap does not take
         with torch.no_grad():
             shape = f(torch.zeros(1, dim, dtype=dtype, device=self.device)).shape
         if len(shape) != 2 or shape[0] != 1:
@@ -65,24 +73,20 @@ class Derivatives:
             with torch.no_grad():
                 return (self.f(theta),)
 
-        return self._batched(rows, theta)[0]
+        (value,), self.batch = self._batched(rows, theta, batch=self.batch, lanes=self.lanes)
+        return value
 
     def jvp(self, v: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
         """J v, by forward mode."""
-
-        def rows(v: Tensor) -> tuple[Tensor]:
-            return (self._along(v)(torch.zeros_like(v)).detach(),)
-
-        return self._batched(rows, v)[0]
+        return self._at_zero(self._along, v)
 
     def vjp(self, u: Float[Tensor, "rows dim_out"]) -> Float[Tensor, "rows dim"]:
         """J' u, by reverse mode."""
 
-        def rows(u: Tensor) -> tuple[Tensor, ...]:
-            theta = torch.zeros(len(u), self.dim, dtype=self.dtype, device=self.device, requires_grad=True)
-            return torch.autograd.grad(self.f(theta), theta, u.to(self.dtype))
+        def pulled(theta: Tensor, u: Tensor) -> Tensor:
+            return torch.func.vjp(self.f, theta)[1](u)[0]
 
-        return self._batched(rows, u)[0]
+        return self._at_zero(pulled, u, lanes=self.lanes)
 
     def value_and_gradient(
         self, theta: Float[Tensor, "rows dim"], u: Float[Tensor, "rows dim_out"] | None = None
@@ -97,44 +101,69 @@ class Derivatives:
             [gradient] = torch.autograd.grad(value, theta, u)
             return value.detach(), gradient
 
-        value, gradient = self._batched(rows, theta) if u is None else self._batched(rows, theta, u)
+        inputs = (theta,) if u is None else (theta, u)
+        (value, gradient), self.batch = self._batched(rows, *inputs, batch=self.batch, lanes=self.lanes)
         return value, gradient
 
     def second(self, v: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
         """T2(., v, v): the second derivative of f(eps v) at eps = 0, by forward mode in forward mode."""
 
-        def rows(v: Tensor) -> tuple[Tensor]:
-            return (torch.func.jvp(self._along(v), (torch.zeros_like(v),), (v,))[1].detach(),)
+        def curvature(theta: Tensor, v: Tensor) -> Tensor:
+            return torch.func.jvp(lambda at: self._along(at, v), (theta,), (v,))[1]
 
-        return self._batched(rows, v)[0]
+        return self._at_zero(curvature, v)
 
     def second_transposed(
         self, u: Float[Tensor, "rows dim_out"], v: Float[Tensor, "rows dim"]
     ) -> Float[Tensor, "rows dim"]:
         """T2(u, v, .): the gradient at 0 of u' df(theta)[v], by reverse mode over forward mode."""
 
-        def rows(u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-            theta = torch.zeros_like(v).requires_grad_()
-            slope = self._along(v)(theta)
-            if not slope.requires_grad:  # a linear map: its derivative does not depend on theta
-                return (torch.zeros_like(v),)
-            return torch.autograd.grad(slope, theta, u.to(slope.dtype))
+        def gradient(theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
+            return torch.func.grad(lambda at: (u * self._along(at, v)).sum())(theta)
 
-        return self._batched(rows, u, v)[0]
+        return self._at_zero(gradient, u, v, keeps=True)
 
-    def _along(self, v: Tensor) -> Callable[[Tensor], Tensor]:
-        """theta -> df(theta)[v]."""
+    def _along(self, theta: Tensor, v: Tensor) -> Tensor:
+        """df(theta)[v]."""
+        # Gradient mode decides whether torch takes formulas (silu's, for one) that can be differentiated again.
+        with torch.enable_grad():
+            derivative: Tensor = torch.func.jvp(self.f, (theta,), (v,))[1]
+        return derivative
 
-        def slope(theta: Tensor) -> Tensor:
-            # Gradient mode decides whether torch takes formulas (silu's, for one) that can be differentiated again.
-            with torch.enable_grad():
-                derivative: Tensor = torch.func.jvp(self.f, (theta,), (v,))[1]
-            return derivative
+    def _at_zero(
+        self, derivative: Callable[..., Tensor], *inputs: Tensor, lanes: int = 1, keeps: bool = False
+    ) -> Tensor:
+        """A derivative (theta, *rows) -> rows of f, taken at theta = 0 for every row of the inputs.
 
-        return slope
+        What does not depend on the row, f's own pass above all, is computed once for a batch: vmap leaves it unbatched.
+        A map that vmap does not take is given as many zeros as there are rows; then every row keeps what a gradient
+        needs, as it does anyway where a derivative `keeps` a tangent for the way back.
+        """
 
-    def _batched(self, rows: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Applies `rows` to the inputs, batch after batch, and joins what comes back."""
+        def rows(*inputs: Tensor) -> tuple[Tensor]:
+            zeros = torch.zeros(len(inputs[0]), self.dim, dtype=self.dtype, device=self.device)
+            if self.shares:
+                try:
+                    each = torch.vmap(derivative, in_dims=(None, *(0 for _ in inputs)))
+                    return (each(zeros[:1], *(x[:, None] for x in inputs))[:, 0].detach(),)
+                except Exception as error:  # a map may object in its own way
+                    if isinstance(error, DctError) or out_of_memory(error):
+                        raise
+                    self.shares = False
+            return (derivative(zeros, *inputs).detach(),)
+
+        with warnings.catch_warnings():  # an operation that vmap takes row by row serves as well
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            if keeps or not self.shares:
+                (result,), self.batch = self._batched(rows, *inputs, batch=self.batch, lanes=lanes)
+            else:
+                (result,), self.batch_at_zero = self._batched(rows, *inputs, batch=self.batch_at_zero, lanes=lanes)
+        return result
+
+    def _batched(
+        self, rows: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, batch: int, lanes: int
+    ) -> tuple[tuple[Tensor, ...], int]:
+        """Applies `rows` to the inputs, batch after batch, and joins what comes back; and the batch that fitted."""
         inputs = tuple(x.to(self.device, self.dtype) for x in inputs)
 
         def run(start: int, stop: int) -> tuple[Tensor, ...]:
@@ -144,5 +173,5 @@ class Derivatives:
             return result
 
         cure = "use fewer or shorter prompts, a shorter slice, --dtype bfloat16 or a larger device"
-        parts, self.batch = in_batches(run, len(inputs[0]), self.batch, self.device, cure, self.on_rows)
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        parts, batch = in_batches(run, len(inputs[0]), batch, self.device, cure, self.on_rows, lanes)
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True)), batch

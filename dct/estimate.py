@@ -14,7 +14,7 @@ from dct.derivatives import Derivatives, Map
 Work = dict[str, int]
 """Rows that will go through a map, by the `Derivatives` method that they go through."""
 
-COST = {"value": 1.0, "vjp": 2.0, "value_and_gradient": 2.0, "jvp": 3.0, "second": 7.0, "second_transposed": 7.0}
+COST = {"value": 1.0, "vjp": 1.5, "value_and_gradient": 2.0, "jvp": 2.0, "second": 7.0, "second_transposed": 7.0}
 """Time of a row, in units of a value: only for what is too small a part of the work to be worth a timed pass."""
 
 PART = 0.15
@@ -61,7 +61,7 @@ def seconds(f: Map, dim: int, *works: Work, batch: int | None = None) -> list[fl
 
     def duration(kind: str, rows: int) -> float:
         fixed, per_row = law(kind)
-        return -(-rows // d.batch) * fixed + rows * per_row
+        return -(-rows // _batch(d, kind)) * fixed + rows * per_row
 
     return [float(sum(duration(kind, rows) for kind, rows in work.items())) for work in works]
 
@@ -71,7 +71,7 @@ def _law(d: Derivatives, kind: str, rows: int, all_rows: float) -> tuple[float, 
     one = _timed(d, kind, 1)
     if one < FIRST:
         one = min(one, _timed(d, kind, 1))
-    size = min(d.batch, rows)
+    size = min(_batch(d, kind), rows)
     while size > 1 and one * size > max(SOON, SPENT * one * all_rows):
         size //= 2
     if size <= 1:
@@ -79,6 +79,11 @@ def _law(d: Derivatives, kind: str, rows: int, all_rows: float) -> tuple[float, 
     many = min(_timed(d, kind, size) for _ in range(2 if one * size < SOON else 1))
     per_row = min(max((many - one) / (size - 1), 0.0), many / size)
     return many - size * per_row, per_row
+
+
+def _batch(d: Derivatives, kind: str) -> int:
+    """Rows in one pass of a kind."""
+    return d.batch_at_zero if kind in ("vjp", "jvp", "second") else d.batch
 
 
 def _timed(d: Derivatives, kind: str, rows: int) -> float:

@@ -39,7 +39,7 @@ SETTLED = 2e-3
 """Relative growth of the captured share of |J|^2 below which the power iterations end."""
 
 RANDOM_RESPONSES = 30
-"""Random directions whose response is measured beside the factors' own: as many as there are factors, this at most."""
+"""Random directions, at most, whose response is measured beside the factors' own."""
 
 Matrix = Float[Tensor, "m d"]
 Progress = Callable[[str, int, int], None]
@@ -69,6 +69,11 @@ def default_iterations(method: str) -> int:
 def default_orthogonalize(method: str) -> str:
     """How the rows of V are pushed apart when nothing is said of it."""
     return "qr" if method == "quadratic" else "soft"
+
+
+def random_responses(factors: int) -> int:
+    """How many random directions the responses of so many factors are compared with: no more than there are of them."""
+    return min(factors, RANDOM_RESPONSES)
 
 
 def check_options(
@@ -118,9 +123,9 @@ def work(
         width = min(m + max(10, m // 4), least)
         return {"vjp": least} if 4 * width >= least else {"vjp": 4 * width, "jvp": 4 * width}
     if method == "melbo":
-        return {"value_and_gradient": m * iterations, "value": m + min(m, RANDOM_RESPONSES)}
+        return {"value_and_gradient": m * iterations, "value": m + random_responses(m)}
     rows = {"vjp": 0 if resumed or start != "projected" else d_proj}
-    ends = m + min(m, RANDOM_RESPONSES)
+    ends = m + random_responses(m)
     if method == "quadratic":
         return rows | {"second": m * iterations + ends, "second_transposed": m * iterations}
     return rows | {"value": ends, "value_and_gradient": m * iterations}
@@ -444,7 +449,7 @@ def _measured(
     stages.begin("strengths")
     caused = step.caused(V)
     responses = caused.norm(dim=1)
-    random = random_directions(min(len(V), RANDOM_RESPONSES), d.dim, seed + 3).to(d.device, d.dtype)
+    random = random_directions(random_responses(len(V)), d.dim, seed + 3).to(d.device, d.dtype)
     null = step.caused(random).norm(dim=1)
     info |= {
         "response": [float(responses.median()), float(responses.max())],

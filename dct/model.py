@@ -104,9 +104,10 @@ class LanguageModel:
     def has_chat_template(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def render(self, prompt: str, system: str | None = None) -> str:
-        """The text that the model reads for a prompt: its chat template up to where the answer begins, or the
-        prompt itself (with the system text above it) when the model has no template.
+    def render(self, prompt: str, system: str | None = None, *, opened: bool = True) -> str:
+        """The text that the model reads for a prompt: its chat template up to where the answer begins (or, not
+        `opened`, up to the end of the user's message), or the prompt itself (with the system text above it) when the
+        model has no template.
 
         Raises:
             DctError: the model's template takes no system message.
@@ -118,7 +119,7 @@ class LanguageModel:
         try:
             # Reasoning models open a scratch pad unless told not to; the first token of the answer is what is scored.
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                messages, tokenize=False, add_generation_prompt=opened, enable_thinking=False
             )
         except Exception as error:
             if system:
@@ -140,12 +141,10 @@ class LanguageModel:
         """
         if not self.has_chat_template:
             return []
-        asked = [{"role": "user", "content": "Hello"}]
-        bare = str(self.tokenizer.apply_chat_template(asked, tokenize=False, enable_thinking=False))
-        opened = self.render("Hello")
-        if not opened.startswith(bare):
+        asked, opened = self.render("Hello", opened=False), self.render("Hello")
+        if not opened.startswith(asked):
             return []
-        return list(self.tokenizer(opened[len(bare) :], add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(opened[len(asked) :], add_special_tokens=False)["input_ids"])
 
     def encode(self, prompts: Sequence[str], system: str | None = None) -> list[list[int]]:
         """Token ids of several prompts, none of them padded or truncated.

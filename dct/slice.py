@@ -35,6 +35,12 @@ attention over the row, quadratic in its length, costs less than running the com
 PASS_TOKENS = {"cpu": 1024, "cuda": 65536, "mps": 16384}
 """Tokens in one pass over the slice to start with; running out of memory halves it."""
 
+PASS_TOKENS_AT_ZERO = {**PASS_TOKENS, "cpu": 4096}
+"""The same for passes whose rows keep nothing and share the unsteered pass among them."""
+
+LANES = 4
+"""Parts of a pass, at most, that run at the same time on a CPU. Python serves one of them at a time: more would wait
+for it."""
 
 PASS_ROOM = 0.8
 """Share of the free memory that one pass may take."""
@@ -185,15 +191,35 @@ class Slice:
 
     @property
     def value_batch(self) -> int:
-        """Steering vectors in one pass to start with when no derivative is taken."""
-        longest = max(len(row.entering) for row in self._rows)
-        return max(1, PASS_TOKENS.get(self.device.type, 8192) // longest)
+        """Steering vectors in one pass to start with when no derivative is taken; as many for each of the lanes."""
+        return self._rows_of(PASS_TOKENS)
+
+    @property
+    def lanes(self) -> int:
+        """Parts of a pass that can run at the same time: on a CPU, with blocks that nobody moves or compiles."""
+        if self.device.type != "cpu" or self._run is not run_block or hasattr(self.lm.model, "_hf_hook"):
+            return 1
+        return min(LANES, torch.get_num_threads())
 
     @property
     def batch(self) -> int:
         """Steering vectors in one pass to start with: what the free memory holds, and no more than is of use."""
-        held = int(PASS_ROOM * available(self.device, self.lm.memory)) // max(1, self.row_bytes)
-        return max(1, min(self.value_batch, held))
+        return max(1, min(self.value_batch, self._held))
+
+    @property
+    def batch_at_zero(self) -> int:
+        """The same for first and second derivatives at 0 that keep nothing for a way back."""
+        return max(1, min(self._rows_of(PASS_TOKENS_AT_ZERO), self._held))
+
+    def _rows_of(self, tokens: dict[str, int]) -> int:
+        """Steering vectors that have so many tokens, as many for each of the lanes."""
+        longest = max(len(row.entering) for row in self._rows)
+        return self.lanes * max(1, tokens.get(self.device.type, 8192) // (self.lanes * longest))
+
+    @property
+    def _held(self) -> int:
+        """Steering vectors that the free memory holds in a pass with a gradient."""
+        return int(PASS_ROOM * available(self.device, self.lm.memory)) // max(1, self.row_bytes)
 
     @cached_property
     def row_bytes(self) -> int:
@@ -350,16 +376,16 @@ def _shared_prefix(ids: Sequence[list[int]]) -> int:
     return min(len(shortest), len(longest))
 
 
-def _groups(ids: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-    """Consecutive prompts that share a row of at most `limit` tokens; a longer prompt has a row of its own."""
+def _groups(ids: Sequence[list[int]], limit: int) -> list[list[int]]:
+    """Consecutive prompts that share a row of at most `limit` tokens, their common prefix counted once; a longer prompt
+    has a row of its own."""
     groups: list[list[int]] = [[]]
-    filled = 0
-    for k, row in enumerate(ids):
-        if groups[-1] and filled + len(row) > limit:
+    for k in range(len(ids)):
+        joined = [ids[j] for j in (*groups[-1], k)]
+        prefix = _shared_prefix(joined)
+        if groups[-1] and prefix + sum(len(row) - prefix for row in joined) > limit:
             groups.append([])
-            filled = 0
         groups[-1].append(k)
-        filled += len(row)
     return groups
 
 

@@ -57,6 +57,58 @@ def test_polynomial(poly, vectors, batch):
     torch.testing.assert_close(gradient, torch.einsum("bi,bij->bj", u, slope))
 
 
+def test_derivatives_at_zero_share_the_pass_that_does_not_depend_on_the_row(poly, vectors):
+    v, u = vectors
+    seen = []
+
+    def spied(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return poly(x)
+
+    d = Derivatives(spied, DIM, batch=4, dtype=F64)
+    for derivative in (d.jvp, d.second):
+        del seen[:]
+        derivative(v)
+        assert seen == [1, 1]  # six rows, in two batches
+    del seen[:]
+    d.vjp(u)
+    d.second_transposed(u, v)
+    assert seen == [1, 1, 1, 1]
+
+
+class Shifted(torch.autograd.Function):
+    """x + x^2 as an operation of its own, for which nobody wrote a rule for vmap."""
+
+    @staticmethod
+    def forward(x):
+        return x + x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        [x] = ctx.saved_tensors
+        return tangent * (1 + 2 * x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        [x] = ctx.saved_tensors
+        return gradient * (1 + 2 * x)
+
+
+def test_a_map_that_vmap_refuses_is_differentiated_all_the_same(poly, vectors):
+    v, u = vectors
+    d = Derivatives(lambda x: poly(Shifted.apply(x)), DIM, batch=4, dtype=F64)
+    torch.testing.assert_close(d.jvp(v), v @ poly.J.T)
+    assert not d.shares
+    torch.testing.assert_close(d.vjp(u), u @ poly.J)
+    T2 = poly.T2 + 2 * poly.J[:, :, None] * torch.eye(DIM, dtype=F64)
+    torch.testing.assert_close(d.second_transposed(u, v), torch.einsum("ijk,bi,bj->bk", T2, u, v))
+
+
 def test_a_linear_map_has_no_second_derivative():
     A = torch.randn(OUT, DIM, dtype=F64)
     d = Derivatives(lambda x: x @ A.T, DIM, dtype=F64)
@@ -93,6 +145,7 @@ def test_transformer_slice(make_lm, prompts, architecture):
         (d.second_transposed(u, v), torch.einsum("ijk,bi,bj->bk", T2, u[:, ::8], v)),
     ):
         assert float((mine - dense).norm()) < 1e-5 * float(dense.norm())
+    assert d.shares
 
 
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing(poly, vectors):

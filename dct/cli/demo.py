@@ -46,9 +46,9 @@ def demo(
     _heading(terminal, "2  rank", "which of them turn a refusal into an answer", f"dct rank --scales {MULTIPLE}")
     ranking = run_rank(terminal, run, factors, lm, unseen, harmless, top=5, scales=(MULTIPLE,))
     names = [str(v["vector"]) for v in ranking["vectors"]]
-    norms = [MULTIPLE * factors.scale]
+    norms = [v["scale"] for v in ranking["vectors"]]
     _heading(terminal, "3  steer", "add the best one to the residual stream", "dct steer --rank 1")
-    steered = run_steer(terminal, factors, lm, names[:1], unseen.first(2), harmless, norms=norms, max_new_tokens=40)
+    steered = run_steer(terminal, factors, lm, names[:1], unseen.first(2), harmless, norms=norms[:1], max_new_tokens=40)
     _heading(terminal, "4  ablate", "or take a direction out of the weights", "dct ablate --top 8 --aggregate mean")
     few = min(8, len(names))
     edited = run_ablate(

@@ -321,8 +321,9 @@ def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[
     sizes[left] -= done
     fit_work = work(**sizes, dim=slice_.dim, dim_out=slice_.dim, resumed=recipe.interrupted is not None)
     calibration = usual_work() if recipe.scale is None else {}
-    batch = 1 if options["method"] == "melbo" else recipe.batch or slice_.batch
-    fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=batch)
+    fixed = 1 if options["method"] == "melbo" else recipe.batch
+    fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=fixed)
+    batch = fixed or slice_.batch
     more = fit_bytes(options["factors"], slice_.dim, min(batch, max(fit_work.values())), slice_.row_bytes)
     return {
         "seconds": round(fit_seconds, 2),
@@ -427,7 +428,7 @@ def calibrated(terminal: Terminal, slice_: "Slice", ratio: float | None, seed: i
 
 
 def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
-    from dct.fitting import RANDOM_RESPONSES
+    from dct.fitting import random_responses
     from dct.runs import RUNS
 
     info = factors.info
@@ -454,7 +455,7 @@ def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
         )
     if "response" in info:
         (middle, best), (usual, most) = info["response"], info["random_response"]
-        null = f"the strongest of {min(len(factors), RANDOM_RESPONSES)} random ({most / usual:.3g} ×)"
+        null = f"the strongest of {random_responses(len(factors))} random ({most / usual:.3g} ×)"
         rows.append(
             (
                 "response",
