@@ -35,7 +35,7 @@ attention over the row, quadratic in its length, costs less than running the com
 PASS_TOKENS = {"cpu": 1024, "cuda": 65536, "mps": 16384}
 """Tokens in one pass over the slice to start with; running out of memory halves it."""
 
-PASS_TOKENS_AT_ZERO = {**PASS_TOKENS, "cpu": 4096}
+PASS_TOKENS_AT_ZERO = {**PASS_TOKENS, "cpu": 2048}
 """The same for passes whose rows keep nothing and share the unsteered pass among them."""
 
 LANES = 4

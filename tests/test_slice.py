@@ -207,6 +207,15 @@ def test_long_prompt_lists_make_several_packed_rows(small):
     assert error(slice_.last_entering(), torch.stack([s[SOURCE][0, -1] for s in states])) < 1e-6
 
 
+def test_a_row_is_filled_by_what_it_holds(small):
+    """Five prompts of 60 tokens are 300, but with their common 40 once they are 140, and one row takes 160."""
+    generator = torch.Generator().manual_seed(0)
+    prefix, *own = (torch.randint(3, 300, (n,), generator=generator).tolist() for n in (40, *[20] * 5))
+    slice_ = dct.Slice(small, [[*prefix, 10 + k, *row[1:]] for k, row in enumerate(own)], SOURCE, TARGET)
+    assert slice_.packed
+    assert slice_.tokens == 140
+
+
 def test_the_last_block_works_on_target_tokens_alone(small):
     """Its attention and its MLP see only the tokens that are read; nothing is narrowed where most tokens are read."""
     slice_ = dct.Slice(small, IDS, SOURCE, TARGET, positions=2)
