@@ -1,5 +1,7 @@
 """How much memory there is, how much of it is used, and how to say so. Knows nothing of models."""
 
+import ctypes
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +31,21 @@ UNITS = {
     "mib": 2**20,
     "gib": 2**30,
 }
+
+
+M_ARENA_MAX = -8
+"""glibc's number for the limit on its heaps (malloc.h)."""
+
+
+def one_heap() -> None:
+    """Has the threads of this process share one heap, where the C library would give each its own (glibc).
+
+    Heaps of several threads are filled unevenly, and what one has free another cannot use. For a process that is the
+    program's own, before threads begin; MALLOC_ARENA_MAX in the environment is left to rule.
+    """
+    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def available(device: "torch.device", limit: int | None = None) -> int:

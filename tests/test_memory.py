@@ -1,5 +1,10 @@
 """Memory: how much there is, and how it is said."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import psutil
 import pytest
 import torch
@@ -61,3 +66,34 @@ def test_the_limit_of_a_container_is_the_end_of_memory(tmp_path, monkeypatch, na
     assert available(CPU) == 1000 - 400 + 30
     (tmp_path / names[0]).write_text("max\n")
     assert available(CPU) > 10**6
+
+
+HEAPS = """
+import ctypes, re, sys, threading
+from dct.memory import one_heap
+if sys.argv[1] == "one":
+    one_heap()
+threads = [threading.Thread(target=lambda: [bytes(10**5) for _ in range(100)]) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(len(re.findall("<heap nr", open(sys.argv[2]).read())))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have their own way with threads")
+def test_the_command_line_has_one_heap_for_all_threads(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}
+
+    def heaps(how: str) -> int:
+        command = [sys.executable, "-c", HEAPS, how, str(tmp_path / how)]
+        return int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+    assert heaps("one") == 1
+    assert heaps("each") > 1

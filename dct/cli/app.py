@@ -14,6 +14,7 @@ from dct.cli.organism import app as organism
 from dct.cli.rank import rank
 from dct.cli.steer import steer
 from dct.cli.terminal import fail
+from dct.memory import one_heap
 from dct.version import __version__
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ def about(
 
 def main() -> None:
     """Entry point of the `dct` command: a wrong command line is one line, like every other error."""
+    one_heap()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.Abort:
