@@ -66,6 +66,10 @@ class Derivatives:
             raise DctError(f"the map must take (batch, {dim}) to (batch, dim_out); gave {tuple(shape)}")
         self.dim_out = int(shape[1])
 
+    def rows_at_once(self, kind: str) -> int:
+        """Rows in one pass of the method of that name."""
+        return self.batch_at_zero if kind in ("jvp", "vjp", "second") and self.shares else self.batch
+
     def value(self, theta: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
         """f(theta)."""
 

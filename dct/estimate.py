@@ -61,7 +61,7 @@ def seconds(f: Map, dim: int, *works: Work, batch: int | None = None) -> list[fl
 
     def duration(kind: str, rows: int) -> float:
         fixed, per_row = law(kind)
-        return -(-rows // _batch(d, kind)) * fixed + rows * per_row
+        return -(-rows // d.rows_at_once(kind)) * fixed + rows * per_row
 
     return [float(sum(duration(kind, rows) for kind, rows in work.items())) for work in works]
 
@@ -71,7 +71,7 @@ def _law(d: Derivatives, kind: str, rows: int, all_rows: float) -> tuple[float, 
     one = _timed(d, kind, 1)
     if one < FIRST:
         one = min(one, _timed(d, kind, 1))
-    size = min(_batch(d, kind), rows)
+    size = min(d.rows_at_once(kind), rows)
     while size > 1 and one * size > max(SOON, SPENT * one * all_rows):
         size //= 2
     if size <= 1:
@@ -79,11 +79,6 @@ def _law(d: Derivatives, kind: str, rows: int, all_rows: float) -> tuple[float, 
     many = min(_timed(d, kind, size) for _ in range(2 if one * size < SOON else 1))
     per_row = min(max((many - one) / (size - 1), 0.0), many / size)
     return many - size * per_row, per_row
-
-
-def _batch(d: Derivatives, kind: str) -> int:
-    """Rows in one pass of a kind."""
-    return d.batch_at_zero if kind in ("vjp", "jvp", "second") else d.batch
 
 
 def _timed(d: Derivatives, kind: str, rows: int) -> float:

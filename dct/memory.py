@@ -1,4 +1,4 @@
-"""How much memory there is, how much of it is used, and how to say so. Knows nothing of models."""
+"""How much memory there is, how much is used, how to say so, and how threads share it. Knows nothing of models."""
 
 import ctypes
 import os
