@@ -76,11 +76,23 @@ class Workload:
         rest = [torch.randint(10, self.vocabulary, (n - self.prefix - 1,), generator=g).tolist() for n in self.lengths]
         return [[*prefix, k, *row] for k, row in enumerate(rest, start=1)]
 
+    @property
+    def keys(self) -> int:
+        """Parameters of a block's key and value products."""
+        return 2 * self.width * self.key_heads * (self.width // self.heads)
+
+    @property
+    def block(self) -> int:
+        """Parameters of all products of a block."""
+        return self.keys + 2 * self.width**2 + 3 * self.width * self.mlp
+
+    def weights(self, dtype: str) -> int:
+        """Bytes of the blocks of the slice, all of the model that `dct fit` keeps on the device."""
+        return (self.target - self.source) * self.block * getattr(torch, dtype).itemsize
+
     def useful(self, factors: int) -> float:
         """Operations of a fit, as the head of this file counts them."""
-        head = self.width // self.heads
-        keys = 2 * self.width * self.key_heads * head
-        block = keys + 2 * self.width * self.heads * head + 3 * self.width * self.mlp
+        keys, block = self.keys, self.block
         tokens = self.prefix + sum(n - self.prefix for n in self.lengths)
         one = (self.target - self.source - 1) * block * tokens + keys * tokens
         one += (block - keys) * POSITIONS * len(self.lengths)
@@ -465,7 +477,8 @@ def _summary(w: Workload, f: str, runs: list[dict[str, Any]], dtype: str, rate: 
         "useful_flops": w.useful(w.factors),
         "flops_per_second": useful / measured,
         "share": useful / measured / rate,
-        "weights": statistics.median(run["before"] for run in runs),
+        "before": statistics.median(run["before"] for run in runs),
+        "slice_weights": w.weights(dtype),
         "peak_beyond_weights": statistics.median(run["peak"] - run["before"] for run in runs),
     }
 
@@ -509,6 +522,12 @@ def _show(
             f"{r['peak_beyond_weights'] / 2**20:,.0f} MiB",
         )
     console.print(table)
+    if ours:
+        weights, beyond = ours["slice_weights"], ours["peak_beyond_weights"]
+        console.print(
+            f"blocks {w.source} to {w.target - 1} take {weights / 1e9:.2f} GB in {ours['dtype']}: `dct fit`, which loads "
+            f"no others, peaks at {(weights + beyond) / 1e9:.2f} GB of tensors"
+        )
     console.print(f"{where}; TF32 {'on' if tf32 else 'off'}")
     console.print("matrix rate: " + ", ".join(f"{k} {v / 1e9:,.0f} GFLOP/s" for k, v in rates.items()))
     if agreement is not None:

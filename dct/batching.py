@@ -1,7 +1,8 @@
 """Work in batches that fit memory: as many rows at a time as it holds, half as many when it runs out. Loses nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 from typing import TypeVar
 
@@ -21,16 +22,16 @@ def in_batches(
     on_rows: Callable[[int], None] | None = None,
     lanes: int = 1,
 ) -> tuple[list[T], int]:
-    """Calls run(start, stop) over 0..total, batch after batch, halving the batch whenever memory runs out.
+    """Calls run(start, stop) over 0..total, part after part, halving the parts whenever memory runs out.
 
     Args:
         run: does the rows start..stop-1; repeated with fewer of them when memory runs out.
         total: number of rows.
-        batch: rows at a time to begin with.
+        batch: rows in hand at a time to begin with, in all lanes together.
         device: where the memory is.
         cure: what the user can do if a single row does not fit.
         on_rows: told how many rows have just been done.
-        lanes: equal parts that a batch is split into, to be run at the same time (see `side_by_side`).
+        lanes: parts that run at the same time (see `side_by_side`).
 
     Returns:
         The results in order, one for each call of `run` that counts, and the batch that fitted in the end.
@@ -39,48 +40,57 @@ def in_batches(
         DctError: a single row does not fit in memory.
     """
     results: list[T] = []
-    start = 0
-    while start < total:
-        stop = min(start + batch, total)
+    done = 0
+    while done < total:
+        lanes = max(1, min(lanes, batch))
+        ends = _ends(done, total, max(1, batch // lanes), lanes)
         fitted = True
         try:
-            results += side_by_side(run, start, stop, lanes)
+            with closing(side_by_side(run, ends, lanes)) as parts:
+                for stop, part in zip(ends[1:], parts, strict=True):
+                    results.append(part)
+                    if on_rows is not None:
+                        on_rows(stop - done)
+                    done = stop
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if stop - start == 1:
+            batch = min(batch, lanes * max(stop - start for start, stop in pairwise(ends))) // 2
+            if batch == 0:
                 raise DctError(f"out of memory with a single row: {cure}") from error
             fitted = False
         if not fitted:  # outside the handler, which would keep the failed pass's tensors alive
-            batch = (stop - start) // 2
             release_memory(device)
-            continue
-        if on_rows is not None:
-            on_rows(stop - start)
-        start = stop
     return results, batch
 
 
-def side_by_side(run: Callable[[int, int], T], start: int, stop: int, lanes: int) -> list[T]:
-    """Calls run on equal parts of start..stop at the same time, in threads that share torch's threads among them.
+def side_by_side(run: Callable[[int, int], T], ends: list[int], lanes: int) -> Generator[T, None, None]:
+    """Yields run(start, stop) for the parts between neighbouring ends, in order, as many at work as there are lanes.
 
     For work on a CPU: there the threads of one pass wait for each other after every operation, and those of passes side
-    by side do not.
+    by side do not. Lanes are threads that share torch's threads among them; each takes the next part when it is done
+    with one. What is left when one fails, or the caller closes, is not begun.
     """
-    lanes = min(lanes, stop - start)
+    lanes = min(lanes, len(ends) - 1)
     if lanes <= 1:
-        return [run(start, stop)]
+        for start, stop in pairwise(ends):
+            yield run(start, stop)
+        return
     threads = torch.get_num_threads()
-    ends = [start + (stop - start) * k // lanes for k in range(lanes + 1)]
-    share = max(1, threads // lanes)
+    pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(max(1, threads // lanes),))
     try:
-        with ThreadPoolExecutor(lanes - 1, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            others = [pool.submit(run, *part) for part in pairwise(ends[1:])]
-            torch.set_num_threads(share)
-            first = run(start, ends[1])
-            return [first, *(other.result() for other in others)]
+        for part in [pool.submit(run, start, stop) for start, stop in pairwise(ends)]:
+            yield part.result()
     finally:
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def _ends(start: int, stop: int, size: int, lanes: int) -> list[int]:
+    """Where parts of at most `size` rows begin and end: nearly equal, and as many for each lane."""
+    parts = lanes * -(-(stop - start) // (lanes * size))
+    parts = min(parts, stop - start)
+    return [start + (stop - start) * k // parts for k in range(parts + 1)]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -38,6 +38,10 @@ PASS_TOKENS = {"cpu": 1024, "cuda": 65536, "mps": 16384}
 PASS_TOKENS_AT_ZERO = {**PASS_TOKENS, "cpu": 2048}
 """The same for passes whose rows keep nothing and share the unsteered pass among them."""
 
+PASS_WORK = {"cuda": 2**35, "mps": 2**33}
+"""Tokens times squared width, about a 24th of a block's operations, at which a GPU is taken to be busy: 2,048 tokens of
+a 7B model, a millisecond of products a block. More of a wide model would take memory and nothing would be faster."""
+
 LANES = 4
 """Parts of a pass, at most, that run at the same time on a CPU. Python serves one of them at a time: more would wait
 for it."""
@@ -212,9 +216,11 @@ class Slice:
         return max(1, min(self._rows_of(PASS_TOKENS_AT_ZERO), self._held))
 
     def _rows_of(self, tokens: dict[str, int]) -> int:
-        """Steering vectors that have so many tokens, as many for each of the lanes."""
+        """Steering vectors that have so many tokens, or as many as are of use; equally many for each of the lanes."""
+        kind = self.device.type
+        most = min(tokens.get(kind, 8192), PASS_WORK.get(kind, 2**63) // self.dim**2)
         longest = max(len(row.entering) for row in self._rows)
-        return self.lanes * max(1, tokens.get(self.device.type, 8192) // (self.lanes * longest))
+        return self.lanes * max(1, most // (self.lanes * longest))
 
     @property
     def _held(self) -> int:

@@ -157,6 +157,15 @@ def test_batch_is_what_free_memory_holds(make_lm, monkeypatch):
     assert slice_.value_batch == widest
 
 
+@pytest.mark.parametrize(("width", "tokens"), [(64, 65536), (2048, 8192), (4096, 2048), (8192, 512)])
+def test_a_gpu_is_given_no_more_than_keeps_it_busy(make_lm, monkeypatch, width, tokens):
+    slice_ = dct.Slice(make_lm("llama"), PROMPTS, 1, 4)
+    monkeypatch.setattr(dct.Slice, "device", property(lambda _: torch.device("cuda")))
+    monkeypatch.setattr(dct.Slice, "dim", property(lambda _: width))
+    assert slice_.value_batch == tokens // slice_.tokens > 1
+    assert slice_.lanes == 1
+
+
 def fitted(folder, *words: object) -> tuple[dict, str]:
     command = [sys.executable, "-m", "dct", "fit", "--model", folder, "--s", 1, "--t", 4, "--json", *words]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
