@@ -525,8 +525,8 @@ def _show(
     if ours:
         weights, beyond = ours["slice_weights"], ours["peak_beyond_weights"]
         console.print(
-            f"blocks {w.source} to {w.target - 1} take {weights / 1e9:.2f} GB in {ours['dtype']}: `dct fit`, which loads "
-            f"no others, peaks at {(weights + beyond) / 1e9:.2f} GB of tensors"
+            f"blocks {w.source} to {w.target - 1} take {weights / 1e9:.2f} GB in {ours['dtype']}: `dct fit`, which "
+            f"loads no others, peaks at {(weights + beyond) / 1e9:.2f} GB of tensors"
         )
     console.print(f"{where}; TF32 {'on' if tf32 else 'off'}")
     console.print("matrix rate: " + ", ".join(f"{k} {v / 1e9:,.0f} GFLOP/s" for k, v in rates.items()))
