@@ -39,6 +39,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -474,6 +475,7 @@ def _summary(w: Workload, f: str, runs: list[dict[str, Any]], dtype: str, rate: 
         "runs": [run["seconds"] for run in runs],
         "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs) * seconds / measured,
         "cpu_runs": [run["cpu_seconds"] for run in runs],
+        "rates": [run["rate"] for run in runs],
         "useful_flops": w.useful(w.factors),
         "flops_per_second": useful / measured,
         "share": useful / measured / rate,
@@ -494,34 +496,27 @@ def _show(
     tf32: bool,
 ) -> None:
     title = f"{name}: {w.factors} factors, {w.iterations} iterations, slice {w.source} to {w.target}, width {w.width}"
-    table = Table(title=title)
-    for heading in (
-        "fit",
-        "type",
-        "seconds",
-        "ratio",
-        "CPU seconds",
-        "ratio",
-        "useful GFLOP/s",
-        "of matrix rate",
-        "peak beyond weights",
-    ):
-        table.add_column(heading, justify="right")
+    caption = "GFLOP/s: useful ones, and their share of the matrix rate; MiB: at the peak, beyond the model's weights"
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("fit", "type", "seconds", "ratio", "CPU s", "ratio", "GFLOP/s", "share", "MiB"):
+        table.add_column(heading, justify="left" if heading == "fit" else "right")
     ours = results.get("dct")
     for f, r in results.items():
-        scaled = "" if r["factors_run"] == w.factors else f" (scaled from {r['factors_run']} factors)"
         table.add_row(
             f,
             r["dtype"],
-            f"{r['seconds']:.2f}{scaled}",
+            f"{r['seconds']:.2f}",
             f"{r['seconds'] / ours['seconds']:.2f}" if ours else "",
             f"{r['cpu_seconds']:.2f}",
             f"{r['cpu_seconds'] / ours['cpu_seconds']:.2f}" if ours else "",
             f"{r['flops_per_second'] / 1e9:,.1f}",
             f"{r['share']:.0%}",
-            f"{r['peak_beyond_weights'] / 2**20:,.0f} MiB",
+            f"{r['peak_beyond_weights'] / 2**20:,.0f}",
         )
     console.print(table)
+    for f, r in results.items():
+        if r["factors_run"] != w.factors:
+            console.print(f"{f} ran with {r['factors_run']} factors; its seconds are scaled up")
     if ours:
         weights, beyond = ours["slice_weights"], ours["peak_beyond_weights"]
         console.print(

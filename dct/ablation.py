@@ -287,10 +287,10 @@ def leak(lm: LanguageModel, directions: Tensor, prompts: Sequence[Sequence[int]]
     def measure(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             nonlocal largest
-            written = stream_of(output).double()
+            written = stream_of(output).cpu().double()  # Apple's devices have no float64
             if site.whole:
-                written = written - (args[0] if args else kwargs["hidden_states"]).double()
-            largest = max(largest, float((written.reshape(-1, lm.width).cpu() @ basis.T).abs().max()))
+                written = written - (args[0] if args else kwargs["hidden_states"]).cpu().double()
+            largest = max(largest, float((written.reshape(-1, lm.width) @ basis.T).abs().max()))
 
         return hook
 

@@ -22,6 +22,9 @@ Map = Callable[[Tensor], Tensor]
 Rows = Callable[[int], None]
 """Called with the number of rows that have just gone through the map."""
 
+WITHOUT_DECOMPOSITIONS = ("mps",)
+"""Devices with neither float64 nor all of the decompositions that a fit makes of its vectors."""
+
 
 class Derivatives:
     """Batched values and derivatives of a map.
@@ -32,8 +35,12 @@ class Derivatives:
         batch: rows in one pass; left out, the map's own `batch` (or 256) to start with, and its `batch_at_zero` in
             passes at 0 whose rows keep nothing for a way back.
         dtype: of vectors, values and derivatives (float32, or float64 for verification).
-        device: of the same; left out, the map's own `device` (or the CPU).
+        device: where the map computes; left out, its own `device` (or the CPU).
         on_rows: told about every finished pass.
+
+    Attributes:
+        device: where vectors, values and derivatives are: where the map computes, or on the CPU where that device
+            cannot take their matrices apart.
 
     A map that says so (`lanes`) has the rows of a pass split into as many parts that run at the same time, in threads
     of their own; not in forward mode, of which torch keeps one state for all threads.
@@ -54,14 +61,16 @@ class Derivatives:
         on_rows: Rows | None = None,
     ) -> None:
         self.f, self.dim, self.dtype = f, dim, dtype
-        self.device = torch.device(device if device is not None else getattr(f, "device", "cpu"))
+        self.map_device = torch.device(device if device is not None else getattr(f, "device", "cpu"))
+        alone = self.map_device.type in WITHOUT_DECOMPOSITIONS
+        self.device = torch.device("cpu") if alone else self.map_device
         self.batch = max(1, int(batch if batch is not None else getattr(f, "batch", 256)))
         self.batch_at_zero = max(1, int(batch if batch is not None else getattr(f, "batch_at_zero", self.batch)))
         self.on_rows = on_rows
         self.lanes = int(getattr(f, "lanes", 1))
         self.shares = True  # until the map turns out to be one that vmap does not take
         with torch.no_grad():
-            shape = f(torch.zeros(1, dim, dtype=dtype, device=self.device)).shape
+            shape = f(torch.zeros(1, dim, dtype=dtype, device=self.map_device)).shape
         if len(shape) != 2 or shape[0] != 1:
             raise DctError(f"the map must take (batch, {dim}) to (batch, dim_out); gave {tuple(shape)}")
         self.dim_out = int(shape[1])
@@ -145,7 +154,7 @@ class Derivatives:
         """
 
         def rows(*inputs: Tensor) -> tuple[Tensor]:
-            zeros = torch.zeros(len(inputs[0]), self.dim, dtype=self.dtype, device=self.device)
+            zeros = torch.zeros(len(inputs[0]), self.dim, dtype=self.dtype, device=self.map_device)
             if self.shares:
                 try:
                     each = torch.vmap(derivative, in_dims=(None, *(0 for _ in inputs)))
@@ -168,14 +177,14 @@ class Derivatives:
         self, rows: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, batch: int, lanes: int
     ) -> tuple[tuple[Tensor, ...], int]:
         """Applies `rows` to the inputs, batch after batch, and joins what comes back; and the batch that fitted."""
-        inputs = tuple(x.to(self.device, self.dtype) for x in inputs)
+        inputs = tuple(x.to(self.map_device, self.dtype) for x in inputs)
 
         def run(start: int, stop: int) -> tuple[Tensor, ...]:
-            result = tuple(y.to(self.dtype) for y in rows(*(x[start:stop] for x in inputs)))
+            result = tuple(y.to(self.device, self.dtype) for y in rows(*(x[start:stop] for x in inputs)))
             if not all(bool(torch.isfinite(y).all()) for y in result):
                 raise NonFiniteError("the map or its derivative is NaN or infinite: lower the scale")
             return result
 
         cure = "use fewer or shorter prompts, a shorter slice, --dtype bfloat16 or a larger device"
-        parts, batch = in_batches(run, len(inputs[0]), batch, self.device, cure, self.on_rows, lanes)
+        parts, batch = in_batches(run, len(inputs[0]), batch, self.map_device, cure, self.on_rows, lanes)
         return tuple(torch.cat(column) for column in zip(*parts, strict=True)), batch

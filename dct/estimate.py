@@ -92,10 +92,10 @@ def _timed(d: Derivatives, kind: str, rows: int) -> float:
         "second": (theta,),
         "second_transposed": (out, theta),
     }
-    _wait(d.device)
+    _wait(d.map_device)
     began = time.perf_counter()
     getattr(d, kind)(*arguments[kind])
-    _wait(d.device)
+    _wait(d.map_device)
     return time.perf_counter() - began
 
 

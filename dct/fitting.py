@@ -419,7 +419,8 @@ def _melbo(
 ) -> Fit:
     """Norm-maximising vectors, one after the other; outputs and strengths as of an exponential fit."""
     step = _Exponential(d, scale)
-    norms = Derivatives(pooled(d.f, *exponents), d.dim, batch=1, dtype=d.dtype, device=d.device, on_rows=stages.advance)
+    objective_map = pooled(d.f, *exponents)
+    norms = Derivatives(objective_map, d.dim, batch=1, dtype=d.dtype, device=d.map_device, on_rows=stages.advance)
     V = torch.zeros(0, d.dim) if resume is None else resume.V
     if V.shape[1] != d.dim or len(V) > m:
         raise UsageError(f"the state to resume from holds {tuple(V.shape)} vectors, not {(m, d.dim)}")
