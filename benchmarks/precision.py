@@ -42,32 +42,26 @@ def main(
 ) -> None:
     """Print the tables of docs/performance.md."""
     texts = fit_prompts("demo", None, None, [], 8).texts
-    scale = 0.0
+    full, half = dct.load("demo", dtype="float32"), dct.load("demo", dtype="bfloat16")
+    packed = dct.Slice(full, texts, s, t, positions)
+    apart = dct.Slice(full, texts, s, t, positions, pack=False)
+    rounded = dct.Slice(half, texts, s, t, positions)
+    scale = calibrate(packed, packed.dim, limit=packed.residual_norm).scale
 
-    def fit(how: str, dtype: str = "float32", seed: int = 0, more: int = 0, pack: bool = True) -> dct.Factors:
-        nonlocal scale
-        slice_ = dct.Slice(dct.load("demo", dtype=dtype), texts, s, t, positions, pack=pack)
-        scale = scale or calibrate(slice_, slice_.dim, limit=slice_.residual_norm).scale
-        return dct.fit(
-            slice_,
-            slice_.dim,
-            factors=FACTORS,
-            scale=scale,
-            iterations=ITERATIONS + more,
-            orthogonalize=how,
-            seed=seed,
-        )
+    def fit(f: dct.Slice, how: str, seed: int = 0, iterations: int = ITERATIONS) -> dct.Factors:
+        options = {"factors": FACTORS, "scale": scale, "iterations": iterations, "orthogonalize": how, "seed": seed}
+        return dct.fit(f, f.dim, **options)
 
     table = Table(title=f"beside a float32 fit of {FACTORS} factors, layers {s} to {t}", box=SIMPLE_HEAD)
     for heading in ("orthogonalize", "fit", f"{STRONGEST} strongest", "all", "cosine", "found"):
         table.add_column(heading, justify="right")
     for how in ("soft", "qr"):
-        wanted = fit(how)
+        wanted = fit(packed, how)
         others = {
-            "prompts one by one": fit(how, pack=False),
-            "bfloat16": fit(how, dtype="bfloat16"),
-            f"{ITERATIONS + 1} iterations": fit(how, more=1),
-            "another seed": fit(how, seed=1),
+            "prompts one by one": fit(apart, how),
+            "bfloat16": fit(rounded, how),
+            f"{ITERATIONS + 1} iterations": fit(packed, how, iterations=ITERATIONS + 1),
+            "another seed": fit(packed, how, seed=1),
         }
         for name, other in others.items():
             cosines = (wanted.V @ other.V.T).abs()

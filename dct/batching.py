@@ -1,4 +1,5 @@
-"""Work in batches that fit memory: as many rows at a time as it holds, half as many when it runs out. Loses nothing."""
+"""Work in batches that fit memory: as many rows at a time as it holds, half as many when it runs out; on a CPU, several
+parts side by side. Loses nothing."""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,6 @@ def in_batches(
     while done < total:
         lanes = max(1, min(lanes, batch))
         ends = _ends(done, total, max(1, batch // lanes), lanes)
-        fitted = True
         try:
             with closing(side_by_side(run, ends, lanes)) as parts:
                 for stop, part in zip(ends[1:], parts, strict=True):
@@ -58,8 +58,7 @@ def in_batches(
             batch = min(batch, lanes * max(stop - start for start, stop in pairwise(ends))) // 2
             if batch == 0:
                 raise DctError(f"out of memory with a single row: {cure}") from error
-            fitted = False
-        if not fitted:  # outside the handler, which would keep the failed pass's tensors alive
+        if done < total:  # outside the handler, which would keep the failed pass's tensors alive
             release_memory(device)
     return results, batch
 

@@ -22,6 +22,12 @@ Map = Callable[[Tensor], Tensor]
 Rows = Callable[[int], None]
 """Called with the number of rows that have just gone through the map."""
 
+LIGHT = ("jvp", "vjp", "second")
+"""Derivatives at 0 whose rows keep nothing for a way back, as long as they share the map's own pass."""
+
+FORWARD_MODE = ("jvp", "second", "second_transposed")
+"""Derivatives whose level torch keeps for all threads together: they have one lane."""
+
 WITHOUT_DECOMPOSITIONS = ("mps",)
 """Devices with neither float64 nor all of the decompositions that a fit makes of its vectors."""
 
@@ -62,8 +68,7 @@ class Derivatives:
     ) -> None:
         self.f, self.dim, self.dtype = f, dim, dtype
         self.map_device = torch.device(device if device is not None else getattr(f, "device", "cpu"))
-        alone = self.map_device.type in WITHOUT_DECOMPOSITIONS
-        self.device = torch.device("cpu") if alone else self.map_device
+        self.device = torch.device("cpu") if self.map_device.type in WITHOUT_DECOMPOSITIONS else self.map_device
         self.batch = max(1, int(batch if batch is not None else getattr(f, "batch", 256)))
         self.batch_at_zero = max(1, int(batch if batch is not None else getattr(f, "batch_at_zero", self.batch)))
         self.on_rows = on_rows
@@ -77,7 +82,7 @@ class Derivatives:
 
     def rows_at_once(self, kind: str) -> int:
         """Rows in one pass of the method of that name."""
-        return self.batch_at_zero if kind in ("jvp", "vjp", "second") and self.shares else self.batch
+        return self.batch_at_zero if kind in LIGHT and self.shares else self.batch
 
     def value(self, theta: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
         """f(theta)."""
@@ -86,12 +91,12 @@ class Derivatives:
             with torch.no_grad():
                 return (self.f(theta),)
 
-        (value,), self.batch = self._batched(rows, theta, batch=self.batch, lanes=self.lanes)
+        [value] = self._batched("value", rows, theta)
         return value
 
     def jvp(self, v: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
         """J v, by forward mode."""
-        return self._at_zero(self._along, v)
+        return self._at_zero("jvp", self._along, v)
 
     def vjp(self, u: Float[Tensor, "rows dim_out"]) -> Float[Tensor, "rows dim"]:
         """J' u, by reverse mode."""
@@ -99,7 +104,7 @@ class Derivatives:
         def pulled(theta: Tensor, u: Tensor) -> Tensor:
             return torch.func.vjp(self.f, theta)[1](u)[0]
 
-        return self._at_zero(pulled, u, lanes=self.lanes)
+        return self._at_zero("vjp", pulled, u)
 
     def value_and_gradient(
         self, theta: Float[Tensor, "rows dim"], u: Float[Tensor, "rows dim_out"] | None = None
@@ -115,7 +120,7 @@ class Derivatives:
             return value.detach(), gradient
 
         inputs = (theta,) if u is None else (theta, u)
-        (value, gradient), self.batch = self._batched(rows, *inputs, batch=self.batch, lanes=self.lanes)
+        value, gradient = self._batched("value_and_gradient", rows, *inputs)
         return value, gradient
 
     def second(self, v: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
@@ -124,7 +129,7 @@ class Derivatives:
         def curvature(theta: Tensor, v: Tensor) -> Tensor:
             return torch.func.jvp(lambda at: self._along(at, v), (theta,), (v,))[1]
 
-        return self._at_zero(curvature, v)
+        return self._at_zero("second", curvature, v)
 
     def second_transposed(
         self, u: Float[Tensor, "rows dim_out"], v: Float[Tensor, "rows dim"]
@@ -134,7 +139,7 @@ class Derivatives:
         def gradient(theta: Tensor, u: Tensor, v: Tensor) -> Tensor:
             return torch.func.grad(lambda at: (u * self._along(at, v)).sum())(theta)
 
-        return self._at_zero(gradient, u, v, keeps=True)
+        return self._at_zero("second_transposed", gradient, u, v)
 
     def _along(self, theta: Tensor, v: Tensor) -> Tensor:
         """df(theta)[v]."""
@@ -143,14 +148,12 @@ class Derivatives:
             derivative: Tensor = torch.func.jvp(self.f, (theta,), (v,))[1]
         return derivative
 
-    def _at_zero(
-        self, derivative: Callable[..., Tensor], *inputs: Tensor, lanes: int = 1, keeps: bool = False
-    ) -> Tensor:
+    def _at_zero(self, kind: str, derivative: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """A derivative (theta, *rows) -> rows of f, taken at theta = 0 for every row of the inputs.
 
         What does not depend on the row, f's own pass above all, is computed once for a batch: vmap leaves it unbatched.
         A map that vmap does not take is given as many zeros as there are rows; then every row keeps what a gradient
-        needs, as it does anyway where a derivative `keeps` a tangent for the way back.
+        needs.
         """
 
         def rows(*inputs: Tensor) -> tuple[Tensor]:
@@ -167,16 +170,11 @@ class Derivatives:
 
         with warnings.catch_warnings():  # an operation that vmap takes row by row serves as well
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            if keeps or not self.shares:
-                (result,), self.batch = self._batched(rows, *inputs, batch=self.batch, lanes=lanes)
-            else:
-                (result,), self.batch_at_zero = self._batched(rows, *inputs, batch=self.batch_at_zero, lanes=lanes)
+            [result] = self._batched(kind, rows, *inputs)
         return result
 
-    def _batched(
-        self, rows: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, batch: int, lanes: int
-    ) -> tuple[tuple[Tensor, ...], int]:
-        """Applies `rows` to the inputs, batch after batch, and joins what comes back; and the batch that fitted."""
+    def _batched(self, kind: str, rows: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Applies `rows` to the inputs, batch after batch, and joins the results; remembers the batch that fitted."""
         inputs = tuple(x.to(self.map_device, self.dtype) for x in inputs)
 
         def run(start: int, stop: int) -> tuple[Tensor, ...]:
@@ -186,5 +184,12 @@ class Derivatives:
             return result
 
         cure = "use fewer or shorter prompts, a shorter slice, --dtype bfloat16 or a larger device"
+        light = kind in LIGHT and self.shares
+        lanes = 1 if kind in FORWARD_MODE else self.lanes
+        batch = self.rows_at_once(kind)
         parts, batch = in_batches(run, len(inputs[0]), batch, self.map_device, cure, self.on_rows, lanes)
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True)), batch
+        if light:
+            self.batch_at_zero = batch
+        else:
+            self.batch = batch
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))

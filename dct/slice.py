@@ -40,7 +40,7 @@ PASS_TOKENS_AT_ZERO = {**PASS_TOKENS, "cpu": 2048}
 
 PASS_WORK = {"cuda": 2**35, "mps": 2**33}
 """Tokens times squared width, about a 24th of a block's operations, at which a GPU is taken to be busy: 2,048 tokens of
-a 7B model, a millisecond of products a block. More of a wide model would take memory and nothing would be faster."""
+a 7B model, by calculation a millisecond of products a block on an H100. More would take memory for little."""
 
 LANES = 4
 """Parts of a pass, at most, that run at the same time on a CPU. Python serves one of them at a time: more would wait
@@ -218,7 +218,9 @@ class Slice:
     def _rows_of(self, tokens: dict[str, int]) -> int:
         """Steering vectors that have so many tokens, or as many as are of use; equally many for each of the lanes."""
         kind = self.device.type
-        most = min(tokens.get(kind, 8192), PASS_WORK.get(kind, 2**63) // self.dim**2)
+        most = tokens.get(kind, 8192)
+        if kind in PASS_WORK:
+            most = min(most, PASS_WORK[kind] // self.dim**2)
         longest = max(len(row.entering) for row in self._rows)
         return self.lanes * max(1, most // (self.lanes * longest))
 
