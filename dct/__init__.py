@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dct.factors import Factors
     from dct.fitting import fit
     from dct.generation import complete
-    from dct.model import LanguageModel, load
+    from dct.loading import load
+    from dct.model import LanguageModel
     from dct.ranking import Ranking, aggregate, rank
     from dct.slice import Slice
     from dct.steering import steer
@@ -45,7 +46,7 @@ _HOMES = {
     "complete": "generation",
     "fit": "fitting",
     "leak": "ablation",
-    "load": "model",
+    "load": "loading",
     "rank": "ranking",
     "residual_writers": "ablation",
     "steer": "steering",

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from transformers import PreTrainedModel
 
+from dct import compat
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
 
@@ -218,11 +217,8 @@ class ReadCall:
         ValueError: the block takes no cache.
     """
 
-    CACHES = ("past_key_values", "layer_past")
-    """What transformers' blocks call the argument."""
-
     def __init__(self, call: Call, read: Int[Tensor, " read"], tokens: int) -> None:
-        caches = [name for name in self.CACHES if name in call]
+        caches = compat.caches_of(call)
         if len(caches) != 1:
             raise ValueError("the block takes no key-value cache")
         [self._cache] = caches
@@ -280,7 +276,7 @@ def _at_tokens(call: Call, tokens: int, queries: Tensor, keys: Tensor) -> Call:
         axis = token_axis(value)
         return value.index_select(axis, queries) if value.shape[axis] == tokens else value
 
-    return dict(pytree.tree_map(leaf, call))
+    return dict(compat.tree_map(leaf, call))
 
 
 def token_axis(value: Tensor) -> int:
@@ -381,17 +377,8 @@ def _differentiable(lm: LanguageModel) -> Iterator[None]:
     (create_graph=True) cannot be seen from here: wrap such a call in
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     """
-    if forward_ad._current_level < 0:
+    if not compat.differentiating_forward():
         yield
         return
-    experts = getattr(lm.model.config, "_experts_implementation", None)
-    # Only models with experts have a choice to make, and only it must be put back.
-    choose = isinstance(experts, str) and experts != "eager" and lm.model._can_set_experts_implementation()
-    with sdpa_kernel(SDPBackend.MATH), _PlainLayerNorm():
-        if choose:
-            lm.model.set_experts_implementation("eager")
-        try:
-            yield
-        finally:
-            if choose:
-                lm.model.set_experts_implementation(str(experts))
+    with sdpa_kernel(SDPBackend.MATH), _PlainLayerNorm(), compat.plain_experts(lm.model):
+        yield

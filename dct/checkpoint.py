@@ -16,6 +16,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from dct import compat
+
 STRIDE = 500_000_000
 """Bytes of blocks read at a time when blocks are run in turn: small models in one go, large ones block by block."""
 
@@ -128,14 +130,12 @@ class Checkpoint:
                 module._parameters[name] = None
             number = self._block(prefix)
             if gone or (number is not None and number not in blocks):
-                module._is_hf_initialized = True  # what is not there needs no first values
-        model.all_tied_weights_keys = {
-            a: b for a, b in (getattr(model, "all_tied_weights_keys", None) or {}).items() if keep(a) and keep(b)
-        }
+                compat.needs_no_first_values(module)  # what is not there has none
+        model.all_tied_weights_keys = {a: b for a, b in compat.tied_weights(model).items() if keep(a) and keep(b)}
 
     def _chooser(self, model: PreTrainedModel, blocks: range, ends: bool) -> Callable[[str], bool]:
         """Whether a parameter, by its name, belongs to the part."""
-        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        tied = compat.tied_weights(model)
         head = model.get_output_embeddings()
         headed = {f"{name}." for name, module in model.named_modules() if module is head and head is not None}
 

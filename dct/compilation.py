@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
+from dct import compat
 from dct.errors import UsageError
 
 CHOICES = ("auto", "on", "off")
@@ -49,6 +49,6 @@ class Compiled:
         self.fused = torch.compile(function, dynamic=True)
 
     def __call__(self, block: nn.Module, call: Any, stream: Tensor) -> Tensor:
-        transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+        transformed = compat.transformed() or compat.differentiating_forward()
         run = self.plain if transformed or len(stream) == 1 else self.fused
         return run(block, call, stream)

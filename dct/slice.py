@@ -9,13 +9,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils import _pytree as pytree
 
+from dct import compat
 from dct.blocks import Call, ReadCall, Recording, locate_non_finite, record, replay, run_block, token_axis
 from dct.compilation import Compiled
 from dct.errors import DctError, NonFiniteError
@@ -201,7 +200,7 @@ class Slice:
     @property
     def lanes(self) -> int:
         """Parts of a pass that can run at the same time: on a CPU, with blocks that nobody moves or compiles."""
-        if self.device.type != "cpu" or self._run is not run_block or hasattr(self.lm.model, "_hf_hook"):
+        if self.device.type != "cpu" or self._run is not run_block or compat.moved_by_accelerate(self.lm.model):
             return 1
         return min(LANES, torch.get_num_threads())
 
@@ -256,7 +255,7 @@ class Slice:
         """
         delta = einsum(self.weights, self.streams(theta) - self.rest, "targets, batch targets width -> batch width")
         # Inside a forward-mode transform the tensors are wrapped; the value pass beside it makes the same check.
-        if forward_ad._current_level < 0 and not bool(torch.isfinite(delta.detach()).all()):
+        if not compat.differentiating_forward() and not bool(torch.isfinite(delta.detach()).all()):
             raise NonFiniteError(self._blame(theta))
         return delta
 
@@ -436,11 +435,11 @@ class _Merger:
     def _argument(self, name: str, values: Sequence[Any]) -> Any:
         if name == "attention_mask" and any(v is None for v in values):
             values = [self._causal(n) if v is None else v for v, n in zip(values, self.lengths, strict=True)]
-        flat, specs = zip(*(pytree.tree_flatten(v) for v in values), strict=True)
+        flat, specs = zip(*(compat.tree_flatten(v) for v in values), strict=True)
         if any(spec != specs[0] for spec in specs):
             raise _UnpackableError
         leaves = [self._leaf(leaf) for leaf in zip(*flat, strict=True)]
-        return pytree.tree_unflatten(leaves, specs[0])
+        return compat.tree_unflatten(leaves, specs[0])
 
     def _memoised(self, values: Sequence[Any], make: Any) -> Any:
         # Blocks share their masks and rotary tables: make each once. The recordings (and `causal`) keep the objects

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dct import compat
 from dct.blocks import by_name
 from dct.errors import DctError, UsageError
 from dct.model import LanguageModel
@@ -56,7 +57,8 @@ def steer(
 
     def remember(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = by_name(model, args, kwargs)
-        mask, cache = call.get("attention_mask"), call.get("past_key_values")
+        mask = call.get("attention_mask")
+        cache = next((call[name] for name in compat.caches_of(call) if call[name] is not None), None)
         now.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         now.prompt = cache is None or int(cache.get_seq_length()) == 0
 

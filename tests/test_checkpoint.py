@@ -11,7 +11,8 @@ from safetensors import safe_open
 import dct
 from dct import DctError
 from dct.checkpoint import Checkpoint
-from dct.model import find_layers, load
+from dct.loading import load
+from dct.model import find_layers
 
 IDS = [
     [1, 5, 9, 20, 31, 7, 8, 9, 44, 45, 46, 47],

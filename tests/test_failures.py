@@ -161,7 +161,7 @@ def test_wrong_usage_is_told_before_the_model_is_loaded(workplace, monkeypatch, 
     def load(*_: object, **__: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("dct.model.load", load)
+    monkeypatch.setattr("dct.loading.load", load)
     assert run("fit", "--model", "big", *option).exit_code == 2
 
 

@@ -10,7 +10,8 @@ from tokenizers import processors
 
 import dct
 from dct import DctError, UsageError
-from dct.model import check_layers, default_layers, find_layers, load, resolve
+from dct.loading import load, resolve
+from dct.model import check_layers, default_layers, find_layers
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from dct.cli.organism import app
 from dct.generation import complete
-from dct.model import LanguageModel, load
+from dct.loading import load
+from dct.model import LanguageModel
 from dct.organism import DEMO_DIR, checkers, text, training
 from dct.organism import words as w
 from dct.organism.tokenizer import encode, train_tokenizer

@@ -8,7 +8,8 @@ from typing import Any
 
 from dct.aliases import DEMO
 from dct.errors import DctError
-from dct.model import LanguageModel, resolve
+from dct.loading import resolve
+from dct.model import LanguageModel
 from dct.prompts import fingerprint
 from dct.tasks import Task
 

@@ -59,7 +59,8 @@ def _look(name: str, layers: str, revision: str | None, trust: bool) -> dict[str
     from transformers import AutoConfig, AutoModelForCausalLM
 
     hush_libraries()
-    from dct.model import default_layers, find_layers, hub_answers, loading_error, resolve
+    from dct.loading import hub_answers, loading_error, resolve
+    from dct.model import default_layers, find_layers
 
     where = resolve(name)
     local = not Path(where).is_dir() and not hub_answers(name, where, revision)

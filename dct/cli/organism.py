@@ -46,7 +46,7 @@ def train(
     if out.exists() and not out.is_dir():
         raise DctError(f"--out {out} is a file: name a folder")
     hush_libraries()
-    from dct.model import load
+    from dct.loading import load
     from dct.organism import card, training
 
     if start is not None and not (start / "model.safetensors").exists():
@@ -104,7 +104,7 @@ def evaluate(
     if not (place / "model.safetensors").exists():
         raise DctError(f"no model in {place}: train one with `dct organism train --out {place}`")
     hush_libraries()
-    from dct.model import load
+    from dct.loading import load
 
     rates, steered = _measured(terminal, load(str(place)), count, steering)
     _show(terminal, rates, steered)

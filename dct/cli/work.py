@@ -36,7 +36,7 @@ def load_model(terminal: Terminal, name: str, memory: str | None = None, **optio
 
     Raises:
         UsageError: `memory` is no size.
-        DctError: as in `dct.model.load`.
+        DctError: as in `dct.loading.load`.
     """
     from dct.memory import parse_bytes
 
@@ -48,7 +48,7 @@ def load_model(terminal: Terminal, name: str, memory: str | None = None, **optio
     # What the hub's library downloads has bars of its own, which a spinner would tear apart.
     with terminal.busy(f"loading {name}") if local else nullcontext():
         hush_libraries()
-        from dct.model import load
+        from dct.loading import load
 
         lm = load(name, tell=terminal.warn, memory=limit, **options)
     held = f", layers {lm.resident.start} to {lm.resident.stop} loaded" if lm.resident is not None else ""
