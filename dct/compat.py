@@ -115,6 +115,13 @@ def tokens_in(cache: Any) -> int | None:
         return None
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module keeps its matrices as (in, out): GPT-2's kind of linear layer, and some fused experts."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D) or bool(getattr(module, "is_transposed", False))
+
+
 def commit_of(model: Any) -> str | None:
     """The hub's commit that a model's configuration was read from, where it was."""
     return getattr(model.config, "_commit_hash", None)
