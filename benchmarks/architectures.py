@@ -37,7 +37,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "architectures.json"
 TABLE = HERE.parent / "docs" / "architectures.md"
 
-SECONDS = 120
+SECONDS, PATIENCE = 120, 900
+"""Of processor time for one class, and of time by the clock."""
+
 BYTES = 12 << 30
 
 
@@ -93,6 +95,7 @@ def forked(entry: dict[str, Any], tokenizer: Any, folder: Path) -> tuple[int, Pa
         try:
             os.setpgid(0, 0)
             resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             examined(entry, tokenizer, out)
         finally:
             os._exit(0)
@@ -115,7 +118,7 @@ def sweep(chosen: list[dict[str, Any]], jobs: int) -> list[dict[str, Any]]:
             for one in list(running):
                 pid, out, begun, entry = one
                 done, status = os.waitpid(pid, os.WNOHANG)
-                late = time.time() - begun > SECONDS
+                late = time.time() - begun > PATIENCE
                 if not done and late:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
@@ -126,7 +129,8 @@ def sweep(chosen: list[dict[str, Any]], jobs: int) -> list[dict[str, Any]]:
                         result.setdefault("why", "died while it was built")
                     elif not result.get("done"):
                         missing = next((name for name in CHECKS if name not in result["checks"]), "readout")
-                        why = f"took more than {SECONDS} s" if late else f"died (status {status})"
+                        out_of_time = late or os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
+                        why = f"took more than {SECONDS} s" if out_of_time else f"died (status {status})"
                         result["checks"][missing] = {"verdict": "fails", "note": why}
                     results.append(result)
                     show(result)

@@ -144,10 +144,11 @@ class Subject:
     @functools.cached_property
     def double(self) -> tuple[dct.LanguageModel, Own]:
         """The same model in float64."""
+        own = self.own
         model = copy.deepcopy(self.model).double()
         if isinstance(getattr(model.config, "_experts_implementation", None), str):
             model.set_experts_implementation("eager")  # the fused products of experts know no float64
-        return dct.LanguageModel(model, self.tokenizer, "tiny"), Own(model, self.path)
+        return dct.LanguageModel(model, self.tokenizer, "tiny"), Own(model, own.path)
 
 
 def blocks(s: Subject) -> tuple[float, str]:
@@ -230,8 +231,13 @@ def differences(s: Subject) -> tuple[float, str]:
     theta = s.random(23, s.norm).double()
 
     def closest(make: Any, got: Callable[[Tensor], float]) -> float:
-        """Over the steps of the differences: none is right for every model."""
-        return min(got(make(h)) for h in (1e-2, 1e-3, 1e-4, 1e-5))
+        """Over the steps of the differences, of which none is right for every model, until one is close."""
+        best = float("inf")
+        for h in (1e-3, 1e-4, 1e-2, 1e-5):
+            best = min(best, got(make(h)))
+            if best < SAME / 10:
+                break
+        return best
 
     with Double():
         for name, at in (("at 0", torch.zeros_like(theta)), ("at theta", theta)):
@@ -267,13 +273,11 @@ def differences(s: Subject) -> tuple[float, str]:
 def fits(s: Subject) -> tuple[float, str]:
     """Check 4."""
     tally = Tally()
-    slice_ = dct.Slice(s.lm, IDS, *s.middle, positions=READ)
+    slice_ = dct.Slice(s.lm, IDS[1:], *s.middle, positions=READ)
     for method in ("exponential", "quadratic"):
-        scale = s.norm if method == "exponential" else 1.0
-        pair = [
-            dct.fit(slice_, slice_.dim, method=method, factors=4, iterations=2, scale=scale, d_proj=8, seed=0)
-            for _ in range(2)
-        ]
+        scale, factors = (s.norm, 4) if method == "exponential" else (1.0, 2)
+        options = {"method": method, "factors": factors, "iterations": 2, "scale": scale, "d_proj": 4, "seed": 0}
+        pair = [dct.fit(slice_, slice_.dim, **options) for _ in range(2)]
         for name in ("V", "U", "alpha"):
             a, b = (getattr(found, name) for found in pair)
             if not bool(torch.isfinite(a).all()):
@@ -412,8 +416,6 @@ def readouts(s: Subject) -> tuple[float, str]:
             logits = referee.run(s.model, ids)
             leaving = s.own.streams(ids)[-1]
             tally.add("readout", relative(readout(s.lm, leaving), logits))
-    V = torch.stack([s.random(61), s.random(62)])
-    factors = dct.Factors(V, V.clone(), torch.ones(2), method="exponential", scale=s.norm) if False else None
     slice_ = dct.Slice(s.lm, s.lm.encode(PROMPTS), *s.middle, positions=READ)
     factors = dct.fit(slice_, slice_.dim, method="exponential", factors=2, iterations=1, scale=s.norm, d_proj=4, seed=0)
     factors.info.update(slice_.info)

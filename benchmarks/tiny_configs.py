@@ -22,7 +22,9 @@ RULES: list[tuple[str, Any]] = [
     (r"vocab_size(_per_layer_input)?", VOCABULARY),
     (r"hidden_size|d_model|n_embd|dim_model|embedding_size|model_dim|embed_dim|hidden_dim", WIDTH),
     (r"num_hidden_layers|n_layers?|num_layers|decoder_layers|num_blocks|depth|num_decoder_layers", DEPTH),
-    (r"encoder_layers|num_encoder_layers|num_mtp_layers|num_nextn_predict_layers", 1),
+    (r"encoder_layers|num_encoder_layers", DEPTH),
+    (r"num_mtp_layers|num_nextn_predict_layers", 1),
+    (r"is_decoder", True),
     (r"(num_attention_heads|n_heads?|num_heads|(de|en)coder_attention_heads|attention_heads)", 4),
     (r"num_key_value_heads|num_kv_heads|swa_num_key_value_heads|n_kv_heads?", 2),
     (r"swa_num_attention_heads|num_attention_heads_per_partition", 4),
@@ -35,7 +37,7 @@ RULES: list[tuple[str, Any]] = [
     (r"n_group|num_expert_group|n_groups|num_expert_groups", 2),
     (r"topk_group|n_shared_experts|num_shared_experts|moe_num_shared_experts|first_k_dense_replace|num_dense_layers", 1),
     (r"kv_lora_rank|q_lora_rank|o_lora_rank", 16),
-    (r"qk_nope_head_dim|qk_head_dim", 8),
+    (r"qk_nope_head_dim", 8),
     (r"qk_rope_head_dim", 4),
     (r"sliding_window(_size)?|attention_chunk_size|attention_window_size|window_size|local_attention_window_len", WINDOW),
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|model_max_length", 256),
@@ -75,7 +77,130 @@ VISION = [
 ]
 """Towers for images and sounds have to be there; they are not run."""
 
-SPECIAL: dict[str, dict[str, Any]] = {}
+
+def _in_turn(*kinds: str, depth: int = DEPTH) -> list[str]:
+    return [kinds[k % len(kinds)] for k in range(depth)]
+
+
+_LATENT = {"num_key_value_heads": 4}
+"""Keys and values from a latent vector have as many heads as queries."""
+
+_SLIDING = {"layer_types": _in_turn("sliding_attention", "full_attention"), "use_sliding_window": True}
+_LINEAR = {"layer_types": _in_turn("linear_attention", "full_attention")}
+_ATTENTION_LAST = {"layer_types": [*_in_turn("sliding_attention", "full_attention", depth=DEPTH), "full_attention"][-DEPTH:]}
+_SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+_GLM_SECTIONS = {"rope_parameters": {**_SECTIONS["rope_parameters"], "partial_rotary_factor": 1.0}}
+_START = {"decoder_start_token_id": 1}
+_SHARED = {
+    "num_hidden_layers": 6,
+    "layer_types": _in_turn("sliding_attention", "full_attention", depth=6),
+    "num_kv_shared_layers": 2,
+    "global_head_dim": 8,
+}
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "axk1": _LATENT,
+    "axk2": _LATENT | {"index_topk": 4},
+    "bailing_hybrid": _LATENT | {"head_dim": 8} | _LINEAR,
+    "bamba": _LINEAR,
+    "big_bird": {"attention_type": "original_full"},
+    "bigbird_pegasus": _START | {"attention_type": "original_full"},
+    "blenderbot": _START,
+    "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {
+        "layer_types": _in_turn("sliding_attention", "full_attention"),
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+    "deepseek_v32": _LATENT,
+    "dots1": _SLIDING,
+    "dots3_note_text": _LATENT,
+    "falcon_h1": {
+        "mamba_d_ssm": 64,
+        "mlp_multipliers": [0.7, 0.6],
+        "ssm_multipliers": [0.7, 0.8, 0.9, 1.1, 1.2],
+    },
+    "gemma3n_text": {
+        "num_hidden_layers": 6,
+        "layer_types": _in_turn("sliding_attention", "full_attention", depth=6),
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],
+    },
+    "gemma4_text": _SHARED,
+    "gemma4_unified_text": {k: v for k, v in _SHARED.items() if k != "num_kv_shared_layers"},
+    "glm4_moe_lite": _LATENT,
+    "glm_moe_dsa": _LATENT | {"indexer_types": ["full", "full", "shared", "shared", "full"]},
+    "gpt_neo": {"num_layers": 4, "attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 4},
+    "granitemoehybrid": _LINEAR,
+    "hy_v4": _LATENT,
+    "jamba": {"num_hidden_layers": 6},
+    "kimi_linear": _LATENT | {"linear_head_dim": 8, "linear_num_heads": 4},
+    "laguna": _SLIDING,
+    "lfm2": {"layer_types": _in_turn("conv", "full_attention")},
+    "lfm2_moe": {"layer_types": _in_turn("conv", "full_attention")},
+    "longcat_flash": {"head_dim": 4, "num_layers": 2, "num_key_value_heads": 4},
+    "mamba2": {"num_heads": 8},
+    "marian": _START,
+    "mellum": _SLIDING,
+    "minicpm3": _LATENT,
+    "mpt": {"attn_config": {"attn_pdrop": 0}},
+    "qwen2": _SLIDING,
+    "qwen2_moe": _SLIDING,
+    "qwen3": _SLIDING,
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+    },
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_embds_dim": [16, 16],
+        "axial_pos_shape": [16, 16],
+        "attn_layers": _in_turn("local", "lsh"),
+        "num_hidden_layers": DEPTH,
+        "attention_head_size": 8,
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "hash_seed": 0,
+    },
+    "roc_bert": {"pronunciation_vocab_size": 30, "shape_vocab_size": 30},
+    "sarvam_mla": _LATENT,
+    "smollm3": _SLIDING,
+    "trocr": _START,
+    "whisper": _START,
+    "xglm": _START,
+    "xlm": {"n_words": VOCABULARY},
+    "xmod": {"default_language": "en_XX"},
+    "youtu": _LATENT,
+    "zamba": {"layers_block_type": _in_turn("linear_attention", "linear_attention", "hybrid", depth=6), "num_hidden_layers": 6},
+    "zamba2": {"layers_block_type": _in_turn("linear_attention", "hybrid"), "num_attention_heads": 4},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+    "inkling2_text": {"unpadded_vocab_size": VOCABULARY},
+    "mistral4": _LATENT,
+    "kimi_k25": {"text_config": _LATENT},
+    "glm46v_text": _GLM_SECTIONS,
+    "glm4v_text": _GLM_SECTIONS,
+    "glm4v_moe_text": _GLM_SECTIONS,
+    "glm_ocr_text": _GLM_SECTIONS,
+    "paddleocr_vl_text": _SECTIONS,
+    "qwen2_5_omni_text": _SECTIONS,
+    "qwen2_5_vl_text": _SECTIONS,
+    "qwen2_vl_text": _SECTIONS,
+    "cosmos3_edge_text": _SECTIONS,
+    "hunyuan_vl_text": _SECTIONS,
+}
 """What the names do not tell, by model type."""
 
 
