@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ import torch
 import transformers
 import typer
 from checks import CHECKS, Subject, examine
-from tiny_configs import fill, tiny_config, tiny_tokenizer
+from tiny_configs import tiny_model, tiny_tokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -63,9 +64,7 @@ def examined(entry: dict[str, Any], tokenizer: Any, out: Path) -> None:
 
     try:
         torch.manual_seed(0)
-        config = tiny_config(entry["type"])
-        model = getattr(transformers, entry["class"])(config)
-        fill(model)
+        model = tiny_model(entry["type"], entry["class"])
         with torch.no_grad():
             logits = model(input_ids=torch.arange(1, 13)[None], use_cache=False).logits
         if not bool(torch.isfinite(logits).all()):
@@ -102,12 +101,12 @@ def forked(entry: dict[str, Any], tokenizer: Any, folder: Path) -> tuple[int, Pa
     return pid, out, time.time(), entry
 
 
-def sweep(chosen: list[dict[str, Any]], jobs: int) -> list[dict[str, Any]]:
-    """Results of every entry."""
+def sweep(chosen: list[dict[str, Any]], jobs: int, keep: Callable[[dict[str, Any]], None]) -> None:
+    """Hands `keep` the result of every entry."""
     import tempfile
 
     tokenizer = tiny_tokenizer()
-    results, running, waiting = [], [], list(chosen)
+    running, waiting = [], list(chosen)
     with tempfile.TemporaryDirectory(prefix="architectures-") as folder:
         os.environ["TMPDIR"] = folder
         tempfile.tempdir = folder
@@ -132,9 +131,8 @@ def sweep(chosen: list[dict[str, Any]], jobs: int) -> list[dict[str, Any]]:
                         out_of_time = late or os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
                         why = f"took more than {SECONDS} s" if out_of_time else f"died (status {status})"
                         result["checks"][missing] = {"verdict": "fails", "note": why}
-                    results.append(result)
+                    keep(result)
                     show(result)
-    return results
 
 
 MARKS = {"ok": "ok", "refused": "refused", "fails": "FAILS", "wrong": "WRONG", "none": "–"}
@@ -156,6 +154,7 @@ def main(
     only: Annotated[str, typer.Option(help="Model types or classes, separated by commas.")] = "",
     jobs: Annotated[int, typer.Option()] = 2,
     out: Annotated[Path, typer.Option()] = RESULTS,
+    go_on: Annotated[bool, typer.Option("--go-on", help="Only what has no result yet.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Render the table of docs from the results.")] = False,
 ) -> None:
     """Run the sweep, or render its table."""
@@ -172,16 +171,25 @@ def main(
     chosen = [e for e in entries() if not names or {e["type"], e["class"]} & names]
     if not chosen:
         sys.exit(f"no such model type: {only}")
-    before = []
-    if names and out.exists():
-        again = {(e["type"], e["class"]) for e in chosen}
-        before = [r for r in json.loads(out.read_text())["results"] if (r["type"], r["class"]) not in again]
-    results = before + sweep(chosen, jobs)
-    order = {(e["type"], e["class"]): k for k, e in enumerate(entries())}
-    results.sort(key=lambda r: order.get((r["type"], r["class"]), len(order)))
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"versions": versions, "results": results}, indent=1) + "\n")
+    done = {_key(r): r for r in json.loads(out.read_text())["results"]} if out.exists() else {}
+    if go_on:
+        chosen = [e for e in chosen if _key(e) not in done]
+    order = [_key(e) for e in entries()]
+
+    def keep(result: dict[str, Any]) -> None:
+        done[_key(result)] = result
+        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        content = {"versions": versions, "results": [done[key] for key in order if key in done]}
+        out.parent.mkdir(exist_ok=True)
+        beside = out.with_suffix(".part")
+        beside.write_text(json.dumps(content, indent=1) + "\n")
+        beside.replace(out)
+
+    sweep(chosen, jobs, keep)
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, str]:
+    return entry["type"], entry["class"]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -20,7 +21,7 @@ WINDOW = 6
 
 RULES: list[tuple[str, Any]] = [
     (r"vocab_size(_per_layer_input)?", VOCABULARY),
-    (r"hidden_size|d_model|n_embd|dim_model|embedding_size|model_dim|embed_dim|hidden_dim", WIDTH),
+    (r"hidden_size|d_model|n_embd|dim_model|embedding_size|model_dim|embed_dim|hidden_dim|hidden_size_global", WIDTH),
     (r"num_hidden_layers|n_layers?|num_layers|decoder_layers|num_blocks|depth|num_decoder_layers", DEPTH),
     (r"encoder_layers|num_encoder_layers", DEPTH),
     (r"num_mtp_layers|num_nextn_predict_layers", 1),
@@ -61,6 +62,7 @@ RULES: list[tuple[str, Any]] = [
     (r"(attention|mlp)_bias|use_bias|use_qkv_bias", True),
     (r"forced_[a-z]+_token_id|decoder_start_token_id|suppress_tokens|begin_suppress_tokens", None),
     (r".*(dropout|drop|layerdrop|dropout_rate|pdrop|dropout_prob|jitter_noise|jitter_eps)", 0.0),
+    (r"encoder_hash_byte_group_vocab", VOCABULARY),
     (r"pad_token_id", 0),
     (r"bos_token_id", 1),
     (r"eos_token_id", 2),
@@ -102,7 +104,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "axk1": _LATENT,
     "axk2": _LATENT | {"index_topk": 4},
     "bailing_hybrid": _LATENT | {"head_dim": 8} | _LINEAR,
-    "bamba": _LINEAR,
+    "bamba": {"attn_layer_indices": [1, 3], "layer_types": inspect.Parameter.empty},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": _START | {"attention_type": "original_full"},
     "blenderbot": _START,
@@ -115,7 +117,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         },
     },
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
@@ -198,7 +200,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_text": _SECTIONS,
     "qwen2_5_vl_text": _SECTIONS,
     "qwen2_vl_text": _SECTIONS,
+    "wavtokenizer_encoder": {"codebook_dim": WIDTH},
+    "chameleon": {"vocabulary_map": {"<image>": 299, **{f"IMGIMG{k}Z": 200 + k for k in range(3)}}},
     "cosmos3_edge_text": _SECTIONS,
+    "deepseek_ocr2_text": {"mlp_layer_types": _in_turn("dense", "sparse")},
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH, "mlp_bias": False},
+    "dots3_note_audio_encoder": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH},
+    "emu3": {"vocabulary_map": {"<image>": 299, "<|extra_200|>": 298, **{f"<|visual token {k:06d}|>": 200 + k for k in range(3)}}},
     "hunyuan_vl_text": _SECTIONS,
 }
 """What the names do not tell, by model type."""
@@ -217,6 +225,16 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     return _tiny(CONFIG_MAPPING[model_type], RULES, changes)
 
 
+def tiny_model(model_type: str, class_name: str) -> Any:
+    """A tiny random model of this class; where its class takes a part of the type's configuration, of that part."""
+    config = tiny_config(model_type)
+    kind = getattr(transformers, class_name)
+    if not isinstance(config, kind.config_class):
+        parts = [getattr(config, name) for name in config.sub_configs]
+        config = next((part for part in parts if isinstance(part, kind.config_class)), config)
+    return fill(kind(config))
+
+
 def _tiny(kind: type[PreTrainedConfig], rules: list[tuple[str, Any]], changes: dict[str, Any]) -> PreTrainedConfig:
     taken: dict[str, Any] = {}
     try:
@@ -233,7 +251,7 @@ def _tiny(kind: type[PreTrainedConfig], rules: list[tuple[str, Any]], changes: d
             taken[name] = rule
         elif re.search(r"token_(id|index)$|^bo[a-z]_token|^eo[a-z]_token", name) and isinstance(value, int):
             taken[name] = next(markers)
-        elif name.endswith("_multiplier") and value == 1.0:
+        elif name.endswith("_multiplier") and isinstance(value, float) and value == 1.0:
             taken[name] = 0.7
     kinds = [k for k in dict.fromkeys(getattr(default, "layer_types", None) or []) if k]
     if "layer_types" in fields(kind) and kinds:
