@@ -78,6 +78,11 @@ class LanguageModel:
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids that the model knows: 0 to one less than this."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
     def device(self) -> torch.device:
         """Where it computes: its weights may wait elsewhere until they are needed."""
         runs_on = compat.execution_device(self.model)
