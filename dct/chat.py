@@ -25,6 +25,9 @@ __all__ = ["Chat", "Rendered", "load_tokenizer"]
 USER_MARK, SYSTEM_MARK = "Zq7userXk3", "Zq7systemXk3"
 """Stand in for the user's and the system's text, to see what a template makes of whatever it is given."""
 
+PROBE = "Zq7probeXk3"
+"""A prompt whose words stand nowhere else."""
+
 _AS_DATA = re.compile(r"""['"]type['"]: ?['"]text['"]""")
 
 Message = dict[str, Any]
@@ -124,9 +127,9 @@ class Chat:
         """Token ids that open the model's reply, behind the end of the user's message."""
         if not self.has_template:
             return []
-        asked, opened = self.render(USER_MARK, opened=False).text, self.render(USER_MARK).text
+        asked, opened = self.render(PROBE, opened=False).text, self.render(PROBE).text
         # Behind the user's words alone: what stands before them may hold the time of day.
-        asked, opened = asked.rpartition(USER_MARK)[2], opened.rpartition(USER_MARK)[2]
+        asked, opened = asked.rpartition(PROBE)[2], opened.rpartition(PROBE)[2]
         if not opened.startswith(asked):
             return []
         return list(self.tokenizer(opened[len(asked) :], add_special_tokens=False)["input_ids"])
@@ -265,16 +268,27 @@ def _forms(text: str) -> list[str]:
 
 def _places(text: str, frame: str, prompt: str, system: str | None) -> tuple[tuple[int, int], ...] | None:
     """Where the words that were given stand in a rendered text: where the marks stand in the frame, and all else is
-    equal. Failing that (the template looks at what it is given, or at the clock), where they occur, if only once."""
+    equal, or all but what comes before or behind (it may hold the time of day). Failing that, where they occur, if only
+    once."""
     given = dict(_marks(prompt, system))
     if all(mark in frame for mark in given):
-        for chosen in itertools.product(*(_forms(words) for words in given.values())):
-            spans = _filled(text, frame, dict(zip(given, chosen, strict=True)))
-            if spans is not None:
-                return spans
+        segments = re.split("(" + "|".join(given) + ")", frame)
+        filled = [
+            [dict(zip(given, chosen, strict=True)).get(segment, segment) for segment in segments]
+            for chosen in itertools.product(*(_forms(words) for words in given.values()))
+        ]
+        for pieces in filled:
+            if "".join(pieces) == text:
+                return _spans(pieces, 0)
+        for pieces in filled:
+            if text.endswith("".join(pieces[1:])):
+                before = len(text) - len("".join(pieces[1:]))
+                return _spans(["", *pieces[1:]], before)
+            if text.startswith("".join(pieces[:-1])):
+                return _spans(pieces, 0)
     found = []
     for words in given.values():
-        form = next((f for f in _forms(words) if text.count(f) == 1 and frame.count(f) == 0), None)
+        form = next((f for f in _forms(words) if text.count(f) == 1 and _unmarked(frame).count(f) == 0), None)
         if form is None:
             return None
         found.append((text.index(form), text.index(form) + len(form)))
@@ -282,29 +296,20 @@ def _places(text: str, frame: str, prompt: str, system: str | None) -> tuple[tup
     return tuple(found) if all(a[1] <= b[0] for a, b in itertools.pairwise(found)) else None
 
 
-def _filled(text: str, frame: str, words: dict[str, str]) -> tuple[tuple[int, int], ...] | None:
-    """The places of words in a text that is the frame with the words in the place of marks; None where it is not."""
-    spans: list[tuple[int, int]] = []
-    at = position = 0
-    while True:
-        following = [(frame.find(mark, at), mark) for mark in words if mark in frame[at:]]
-        here, mark = min(following, default=(len(frame), ""))
-        between = frame[at:here]
-        if not text.startswith(between, position):
-            return None
-        position += len(between)
-        if not mark:
-            return tuple(spans) if position == len(text) else None
-        if not text.startswith(words[mark], position):
-            return None
-        spans.append((position, position + len(words[mark])))
-        position += len(words[mark])
-        at = here + len(mark)
+def _spans(pieces: Sequence[str], start: int) -> tuple[tuple[int, int], ...]:
+    """Where every second of some pieces of text stands."""
+    ends = list(itertools.accumulate(map(len, pieces), initial=start))
+    return tuple(itertools.pairwise(ends))[1::2]
+
+
+def _unmarked(frame: str) -> str:
+    """What a template writes of its own."""
+    return frame.replace(USER_MARK, "").replace(SYSTEM_MARK, "")
 
 
 def _literal(text: str, frame: str, words: str) -> bool:
     """Whether words stand in a rendered text as they are, more often than in the template's own text."""
-    return any(text.count(form) > frame.count(form) for form in _forms(words))
+    return any(text.count(form) > _unmarked(frame).count(form) for form in _forms(words))
 
 
 def _holds(text: str, frame: str, words: str) -> bool:
@@ -312,7 +317,7 @@ def _holds(text: str, frame: str, words: str) -> bool:
     if _literal(text, frame, words):
         return True
     letters = [_letters(form) for form in _forms(words)]
-    there, outside = _letters(text), _letters(frame)
+    there, outside = _letters(text), _letters(_unmarked(frame))
     return any(form and there.count(form) > outside.count(form) for form in letters)
 
 

@@ -115,9 +115,9 @@ class _PlainReader:
         """Token ids of a piece of text that stands behind a control token, or at the very beginning."""
         if self.core is None:
             return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-        fence = self.core.token_to_id(_FENCE)
-        ids = self.core.encode(_FENCE + text if behind else text, add_special_tokens=False).ids
-        return [k for k in ids if k != fence]
+        if behind:
+            return list(self.core.encode(_FENCE + text, add_special_tokens=False).ids[1:])
+        return list(self.core.encode(text, add_special_tokens=False).ids)
 
 
 def _without_control(backend: Tokenizer, control: dict[int, str]) -> Tokenizer:
