@@ -8,7 +8,7 @@ from typing import Any
 
 from dct.aliases import DEMO
 from dct.errors import DctError, UsageError
-from dct.files import TABLES, kind, parse
+from dct.prompt_files import TABLES, kind, parse
 from dct.organism import DEMO_DIR
 
 COLUMNS = ("prompt", "goal", "instruction", "text", "question")

@@ -247,7 +247,7 @@ def test_sampling_is_from_the_whole_distribution(llama):
     nor the checkpoint's of one."""
     llama.model.generation_config.top_k = 1
     llama.model.generation_config.top_p = 0.1
-    rows = 2000
+    rows = 1000
     said = complete(llama, [IDS[1]] * rows, max_new_tokens=1, temperature=2.0, batch=rows)
     with torch.no_grad():
         wanted = torch.softmax(llama.model(torch.tensor([IDS[1]])).logits[0, -1] / 2, dim=-1)
@@ -256,7 +256,7 @@ def test_sampling_is_from_the_whole_distribution(llama):
         got[int(text[1:]) if text else 2] += 1 / rows  # special tokens are not written: t0 to t2
     got[:3], wanted[:3] = 0, 0
     assert int((got > 0).sum()) > 100
-    assert float((got - wanted).abs().sum()) < 0.35  # sampling noise of 2,000 draws from 300 words
+    assert float((got - wanted).abs().sum()) < 0.5  # sampling noise of 1,000 draws from 300 words
 
 
 def test_greedy_is_greedy_from_a_folder(llama, tmp_path):

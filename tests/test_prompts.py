@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dct import files
+from dct import prompt_files
 from dct.errors import DctError, UsageError
 from dct.prompts import PACKAGED, PromptSet, default_origin, fingerprint, read
 
@@ -412,7 +412,7 @@ def test_what_is_no_text_is_refused(workplace, name, content, says):
 
 def test_huge_files_are_refused_without_being_read(workplace, monkeypatch):
     with (workplace / "a.txt").open("wb") as file:
-        file.truncate(files.MOST_BYTES + 1)
+        file.truncate(prompt_files.MOST_BYTES + 1)
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: pytest.fail("was read"))
     with pytest.raises(DctError, match=r"cannot read a\.txt: it has 256 MB"):
         read("a.txt")
