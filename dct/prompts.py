@@ -8,8 +8,8 @@ from typing import Any
 
 from dct.aliases import DEMO
 from dct.errors import DctError, UsageError
-from dct.prompt_files import TABLES, kind, parse
 from dct.organism import DEMO_DIR
+from dct.prompt_files import TABLES, kind, parse
 
 COLUMNS = ("prompt", "goal", "instruction", "text", "question")
 """Where the prompt stands when no column is named: the first of these, in any case of letters."""
