@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dct.version import __version__
 
 if TYPE_CHECKING:
-    from dct.ablation import Writer, ablate, leak, residual_writers
+    from dct.ablation import ablate, leak
     from dct.calibration import Calibration, calibrate
     from dct.errors import CalibrationError, DctError, NonFiniteError, UsageError
     from dct.factors import Factors
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dct.ranking import Ranking, aggregate, rank
     from dct.slice import Slice
     from dct.steering import steer
+    from dct.writers import Writer, residual_writers
 
 _HOMES = {
     "CalibrationError": "errors",
@@ -39,7 +40,7 @@ _HOMES = {
     "Ranking": "ranking",
     "Slice": "slice",
     "UsageError": "errors",
-    "Writer": "ablation",
+    "Writer": "writers",
     "ablate": "ablation",
     "aggregate": "ranking",
     "calibrate": "calibration",
@@ -48,7 +49,7 @@ _HOMES = {
     "leak": "ablation",
     "load": "loading",
     "rank": "ranking",
-    "residual_writers": "ablation",
+    "residual_writers": "writers",
     "steer": "steering",
 }
 

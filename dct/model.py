@@ -57,8 +57,15 @@ class LanguageModel:
     escape_control: bool = False
     tell: Callable[[str], None] | None = field(default=None, repr=False)
     layers: nn.ModuleList = field(init=False, repr=False)
-    tuples: bool | None = field(init=False, repr=False, default=None)
-    """Whether its blocks return tuples; known once a prompt has been recorded (see `blocks`)."""
+    behind: tuple[Any, ...] | None = field(init=False, repr=False, default=None)
+    """What its blocks return behind the stream, where they return tuples; known once a prompt has been recorded (see
+    `recording`)."""
+    stands_aside: bool | None = field(init=False, repr=False, default=None)
+    """Whether logits can be read out with its blocks standing aside; known once that was tried (see `blocks`)."""
+    sites: list[Any] | None = field(init=False, repr=False, default=None)
+    """What its blocks add to the stream; known once something was ablated (see `writers`)."""
+    verified: set[tuple[str, int, int]] = field(init=False, repr=False, default_factory=set)
+    """What has been held against the model's own run: a check, source and target (see `verification`)."""
     _said: set[str] = field(init=False, repr=False, default_factory=set)
     _kept_ids: dict[tuple[Any, ...], tuple[int, ...]] = field(init=False, repr=False, default_factory=dict)
 
