@@ -47,6 +47,8 @@ def ablate(
     negative: o.Negative = "Sorry",
     harmless: o.Harmless = None,
     system: o.System = None,
+    reply_prefix: o.ReplyPrefix = None,
+    escape_control: o.EscapeControl = None,
     max_new_tokens: o.MaxNew = 64,
     save: Annotated[Path | None, typer.Option(help="Write the edited model to this folder.")] = None,
     seed: o.Seed = 0,
@@ -65,7 +67,8 @@ def ablate(
     if site not in ("source", "target"):
         raise UsageError(f"unknown --site {site!r}: choose source or target")
     loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
-    opened, factors, lm = open_run(terminal, run, model, force, **loading)
+    reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
+    opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     names = list(chosen_vectors(opened, vector, rank, top))
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
     scored = chosen if prompt or prompts else unseen_prompts(terminal, factors.info, None, None, HARMLESS)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
-from dct.cli.work import fit_prompts, load_model, provenance, short_name
+from dct.cli.work import fit_prompts, keep_prompts, load_model, note_repeated, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError
 from dct.memory import human_bytes, peak
 
@@ -49,6 +49,8 @@ def fit(
     n: o.Count = 8,
     column: o.Column = None,
     system: o.System = None,
+    reply_prefix: o.ReplyPrefix = None,
+    escape_control: o.EscapeControl = None,
     positions: o.Positions = None,
     orthogonalize: Annotated[
         str | None, typer.Option(help="qr (the post's), soft or none.", show_default="soft; quadratic qr")
@@ -92,6 +94,8 @@ def fit(
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
                 "memory": memory,
+                "reply_prefix": reply_prefix,
+                "escape_control": escape_control,
             },
             source=source,
             target=target,
@@ -214,6 +218,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     check_choice(recipe.compile)
     check_options(**{k: v for k, v in recipe.options.items() if k in ("method", "orthogonalize", "start", "beta")})
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
+    note_repeated(terminal, chosen)
 
     def between(depth: int) -> tuple[int, int]:
         from dct.model import choose_layers
@@ -221,6 +226,8 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
         return choose_layers(depth, recipe.model, recipe.source, recipe.target)
 
     lm = load_model(terminal, recipe.model, between=None if recipe.whole else between, **recipe.loading)
+    if recipe.interrupted:
+        keep_prompts(lm, recipe.interrupted.config)
 
     from dct.fitting import default_iterations, default_orthogonalize
     from dct.fitting import fit as fit_map
@@ -253,6 +260,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     config = {
         **slice_.info,
         **provenance(lm, chosen),
+        "ids": slice_.ids,
         "loading": recipe.loading,
         "method": method,
         "column": recipe.column,
