@@ -6,7 +6,7 @@
     factors = dct.fit(slice_, slice_.dim, scale=scale)
     ranking = dct.rank(lm, factors, prompts)
     with dct.steer(lm, factors.V[17] * factors.scale, layer=0): ...
-    with dct.ablate(lm, factors.V[:32]): ...
+    with dct.ablate(lm, factors.V[:32], fold_norms=True) as done: dct.save(lm, "edited", done)
 
 Importing the package is cheap: torch and transformers come in with the first name that needs them.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dct.loading import load
     from dct.model import LanguageModel
     from dct.ranking import Ranking, aggregate, rank
+    from dct.saving import Saved, save
     from dct.slice import Slice
     from dct.steering import steer
 
@@ -37,6 +38,7 @@ _HOMES = {
     "LanguageModel": "model",
     "NonFiniteError": "errors",
     "Ranking": "ranking",
+    "Saved": "saving",
     "Slice": "slice",
     "UsageError": "errors",
     "Writer": "ablation",
@@ -49,6 +51,7 @@ _HOMES = {
     "load": "loading",
     "rank": "ranking",
     "residual_writers": "ablation",
+    "save": "saving",
     "steer": "steering",
 }
 
@@ -60,6 +63,7 @@ __all__ = [
     "LanguageModel",
     "NonFiniteError",
     "Ranking",
+    "Saved",
     "Slice",
     "UsageError",
     "Writer",
@@ -73,6 +77,7 @@ __all__ = [
     "load",
     "rank",
     "residual_writers",
+    "save",
     "steer",
 ]
 

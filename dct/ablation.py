@@ -7,7 +7,7 @@ named here must add up to what the block did to its stream, or the block's whole
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,6 +66,19 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """What was done to one parameter.
+
+    Attributes:
+        span: orthonormal rows, shape (k, width): what its output axis lost, in float64 on the CPU.
+        original: the parameter's values before.
+    """
+
+    span: Float[Tensor, "k width"]
+    original: Tensor
+
+
+@dataclass(frozen=True)
 class Ablation:
     """What `ablate` did.
 
@@ -74,12 +87,14 @@ class Ablation:
         edited: names of the matrices whose weights were projected.
         projected: names of the modules whose output is projected while the model runs.
         folded: names of the norms whose gain was folded into the directions before the weights were projected.
+        edits: what was done to every parameter that changed, biases included, by name.
     """
 
     directions: Float[Tensor, "k width"]
     edited: list[str]
     projected: list[str]
     folded: list[str]
+    edits: dict[str, Edit] = field(default_factory=dict, repr=False)
 
 
 def orthonormal(directions: Float[Tensor, "n width"] | Float[Tensor, " width"]) -> Float[Tensor, "k width"]:
@@ -205,6 +220,7 @@ def ablate(
     edited: list[str] = []
     projected: list[str] = []
     folded: list[str] = []
+    edits: dict[str, Edit] = {}
     with ExitStack() as stack:
         for site in sites(lm):
             # Weights that wait on disk until their block runs cannot be edited; what they put out can be projected.
@@ -221,16 +237,20 @@ def ablate(
                 span = orthonormal(basis * _gain(site, lm))
                 folded.append(site.name)
             for writer in site.writers:
-                _edit(writer, span, stack)
+                edits |= _edit(writer, span, stack)
                 edited.append(writer.name)
         if not edited and not projected:
             raise DctError(f"no residual writer found in {lm.name}: its output projections have unknown names")
-        yield Ablation(basis, edited, projected, folded)
+        yield Ablation(basis, edited, projected, folded, edits)
 
 
-def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> None:
-    """Projects a writer's weight and bias, and has the stack put the originals back."""
-    for parameter, axis in ((writer.weight, writer.axis), (writer.bias, -1)):
+def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> dict[str, Edit]:
+    """Projects a writer's weight and bias, and has the stack put the originals back; tells what was done."""
+    edits = {}
+    own = writer.name.rpartition(".")[2]
+    beside = "bias" if own == "weight" else f"{own}_bias"
+    bias = f"{writer.name.removesuffix(own)}{beside}"
+    for name, parameter, axis in ((writer.name, writer.weight, writer.axis), (bias, writer.bias, -1)):
         if parameter is None:
             continue
         original = parameter.data
@@ -241,6 +261,8 @@ def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> None:
         along = original.to(wide).movedim(axis, -1)
         parameter.data = (along - along @ D.T @ D).movedim(-1, axis).to(original.dtype).contiguous()
         stack.callback(setattr, parameter, "data", original)
+        edits[name] = Edit(basis, original)
+    return edits
 
 
 def _projection(site: Site, basis: Tensor) -> Callable[..., Any]:
