@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from dct.ablation import Edit
 from dct.errors import DctError
 from dct.model import LanguageModel
-from dct.saving.layout import held, pieces, shapes_of
+from dct.saving.layout import held, pieces, same_values, shapes_of
 from dct.saving.origin import Origin
-from dct.saving.rounding import Rounding, wanted
+from dct.saving.rounding import Rounding
 
 CURE = "save whole weights (--save-as model), in --save-dtype float32 where nothing may be rounded away"
 
@@ -54,7 +54,7 @@ def write_adapter(
         A, B = torch.zeros(rank, into.shape[1], dtype=dtype), torch.zeros(into.shape[0], rank, dtype=dtype)
         A[: len(D)], B[:, : len(D)] = (D @ into).to(dtype), (-D.T).to(dtype)
         there = into + B.double() @ A.double()
-        rounding.add(into, into - D.T @ (D @ into), there, D, 0)
+        rounding.add(into, into - D.T @ (D @ into), there, D, -2)
         module = f"base_model.model.{name.removesuffix('.weight')}"
         tensors |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
         if biases:
@@ -78,11 +78,11 @@ def _before(lm: LanguageModel, origin: Origin, name: str, edit: Edit) -> Tensor:
     own = edit.original.detach().cpu().double()
     if origin.weights is None:
         return own
+    # In another layout or with other values (an adapter was merged) it is the model in memory that was edited.
     found = list(pieces(lm.model, shapes_of(origin.weights), {name: held(lm.model)[name]}))
     if len(found) == 1 and not isinstance(found[0], str) and found[0].values.shape == own.shape:
         stored = origin.weights.read(found[0].name)
-        _, axis = wanted(stored, found[0].values, edit.span)
-        if axis is not None and torch.equal(stored.to(edit.original.dtype), edit.original.detach().cpu()):
+        if same_values(edit.original, stored):
             return stored.double()
     return own
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dct import compat
+from dct.errors import DctError
 from dct.model import LanguageModel
 from dct.saving.companions import WEIGHTS
 from dct.saving.weight_files import Weights
@@ -27,7 +28,7 @@ class Origin:
         """Where a model comes from; fetches the small files of a model of the hub that were not needed so far.
 
         Raises:
-            DctError: its weights are damaged.
+            DctError: its weights are damaged, or gone from the hub's cache.
         """
         if lm.checkpoint is None:
             return cls()
@@ -48,4 +49,7 @@ def _from_hub(where: str, commit: str | None) -> Path:
     try:
         return Path(snapshot_download(where, revision=commit, ignore_patterns=weights))
     except Exception:  # no network, or a proxy that refuses: what transformers has read is there
-        return Path(snapshot_download(where, revision=commit, local_files_only=True))
+        try:
+            return Path(snapshot_download(where, revision=commit, local_files_only=True))
+        except Exception as error:
+            raise DctError(f"the files of {where} are no longer in the hub's cache: load it again to save it") from error

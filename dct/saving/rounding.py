@@ -36,8 +36,8 @@ class Rounding:
         self.along += float((asked * got).sum())
         self.size += float(asked.square().sum())
         if D is not None:
-            self.left += float((saved.movedim(axis, -1) @ D.T).square().sum())
-            self.before += float((source.movedim(axis, -1) @ D.T).square().sum())
+            self.left += float(along(saved, D, axis).square().sum())
+            self.before += float(along(source, D, axis).square().sum())
 
     def report(self) -> dict[str, Any] | None:
         """Shares, as JSON has them; None where nothing was edited.
@@ -55,10 +55,15 @@ class Rounding:
         }
 
 
+def along(values: Tensor, D: Tensor, axis: int) -> Tensor:
+    """What values have along the rows of D, which lie along one of their last two axes (-1 or -2)."""
+    return values @ D.T if axis == -1 else D @ values
+
+
 def projected(values: Tensor, D: Tensor, axis: int) -> Tensor:
     """Values without their component in the span of the orthonormal rows of D along an axis."""
-    along = values.movedim(axis, -1)
-    return (along - along @ D.T @ D).movedim(-1, axis)
+    there = along(values, D, axis)
+    return values - (there @ D if axis == -1 else D.T @ there)
 
 
 def wanted(source: Tensor, edited: Tensor, D: Tensor | None) -> tuple[Tensor, int | None]:
