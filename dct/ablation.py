@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dct.blocks import stream_of
 from dct.errors import DctError
 from dct.model import LanguageModel
+from dct.recording import stream_of
 
 OUTPUT_PROJECTIONS = frozenset(
     {"o_proj", "out_proj", "c_proj", "dense", "wo", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "proj_out"}

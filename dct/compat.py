@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from dct.errors import DctError
 
-CACHES = ("cache", "past_key_values", "layer_past", "past_key_value", "cache_params")
-"""What transformers' models and blocks have called their key-value cache: `cache` from 5.24 on, the others before, or
-still in some architectures."""
+CACHES = ("cache", "past_key_values", "layer_past", "past_key_value", "cache_params", "state")
+"""What transformers' models and blocks have called what they remember of tokens: `cache` from 5.24 on, the others
+before, or still in some architectures."""
 
 
 class CompatError(DctError):
@@ -73,6 +73,16 @@ def tree_unflatten(leaves: list[Any], spec: Any) -> Any:
     return pytree.tree_unflatten(leaves, spec)
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor has been written into; the same twice for a tensor that nobody wrote into in between."""
+    if tensor.is_inference():  # such tensors keep no count
+        return 0
+    try:
+        return int(tensor._version)
+    except AttributeError as error:
+        raise _missing("torch", "Tensor._version") from error
+
+
 # --- accelerate -------------------------------------------------------------------------------------------------------
 
 
@@ -92,6 +102,17 @@ def execution_device(model: nn.Module) -> Any:
 def caches_of(arguments: dict[str, Any]) -> list[str]:
     """Which arguments of a model's or block's call are its key-value cache, by their names."""
     return [name for name in CACHES if name in arguments]
+
+
+def tokens_in(cache: Any) -> int | None:
+    """How many tokens a cache says that it holds; None where it keeps no count (a recurrent state)."""
+    count = getattr(cache, "get_seq_length", None)
+    if count is None:
+        return None
+    try:
+        return int(count())
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError):  # without attention, some have no answer
+        return None
 
 
 def commit_of(model: Any) -> str | None:

@@ -28,6 +28,9 @@ LIGHT = ("jvp", "vjp", "second")
 FORWARD_MODE = ("jvp", "second", "second_transposed")
 """Derivatives whose level torch keeps for all threads together: they have one lane."""
 
+CURE = "use fewer or shorter prompts, a shorter slice, --dtype bfloat16 or a larger device"
+"""What helps where a single row does not fit."""
+
 WITHOUT_DECOMPOSITIONS = ("mps",)
 """Devices with neither float64 nor all of the decompositions that a fit makes of its vectors."""
 
@@ -49,7 +52,8 @@ class Derivatives:
             cannot take their matrices apart.
 
     A map that says so (`lanes`) has the rows of a pass split into as many parts that run at the same time, in threads
-    of their own; not in forward mode, of which torch keeps one state for all threads.
+    of their own; not in forward mode, of which torch keeps one state for all threads. A map that can tell whether its
+    own derivatives are right is asked to (`check`).
 
     Raises:
         DctError: f does not map (batch, dim) to (batch, dim_out), or one row alone does not fit in memory.
@@ -79,6 +83,14 @@ class Derivatives:
         if len(shape) != 2 or shape[0] != 1:
             raise DctError(f"the map must take (batch, {dim}) to (batch, dim_out); gave {tuple(shape)}")
         self.dim_out = int(shape[1])
+        check: Callable[[], None] | None = getattr(f, "check", None)
+        if check is not None:
+            try:
+                check()
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise DctError(f"out of memory with a single row: {CURE}") from error
+                raise
 
     def rows_at_once(self, kind: str) -> int:
         """Rows in one pass of the method of that name."""
@@ -183,11 +195,10 @@ class Derivatives:
                 raise NonFiniteError("the map or its derivative is NaN or infinite: lower the scale")
             return result
 
-        cure = "use fewer or shorter prompts, a shorter slice, --dtype bfloat16 or a larger device"
         light = kind in LIGHT and self.shares
         lanes = 1 if kind in FORWARD_MODE else self.lanes
         batch = self.rows_at_once(kind)
-        parts, batch = in_batches(run, len(inputs[0]), batch, self.map_device, cure, self.on_rows, lanes)
+        parts, batch = in_batches(run, len(inputs[0]), batch, self.map_device, CURE, self.on_rows, lanes)
         if light:
             self.batch_at_zero = batch
         else:

@@ -48,8 +48,13 @@ class LanguageModel:
     memory: int | None = None
     offload: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
     layers: nn.ModuleList = field(init=False, repr=False)
-    tuples: bool | None = field(init=False, repr=False, default=None)
-    """Whether its blocks return tuples; known once a prompt has been recorded (see `blocks`)."""
+    behind: tuple[Any, ...] | None = field(init=False, repr=False, default=None)
+    """What its blocks return behind the stream, where they return tuples; known once a prompt has been recorded (see
+    `recording`)."""
+    stands_aside: bool | None = field(init=False, repr=False, default=None)
+    """Whether logits can be read out with its blocks standing aside; known once that was tried (see `blocks`)."""
+    verified: set[tuple[str, int, int]] = field(init=False, repr=False, default_factory=set)
+    """What has been held against the model's own run: a check, source and target (see `verification`)."""
 
     def __post_init__(self) -> None:
         self.layers_path, self.layers = find_layers(self.model, self.layers_path)

@@ -1,10 +1,10 @@
 """The slice map Delta: what adding a vector to the residual stream at `source` does to it at `target`.
 
-Knows prompts, positions and packing. Runs no block itself (see `blocks`) and knows nothing of what is fitted to it.
+Knows prompts, positions and how large a pass may be. Runs no block itself (see `blocks`) and knows nothing of what is
+fitted to it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,11 +15,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dct import compat
-from dct.blocks import Call, ReadCall, Recording, locate_non_finite, record, replay, run_block, token_axis
+from dct.batching import out_of_memory
+from dct.blocks import locate_non_finite, replay, run_block
+from dct.calibration import random_directions
 from dct.compilation import Compiled
 from dct.errors import DctError, NonFiniteError
 from dct.memory import available
 from dct.model import LanguageModel, check_layers
+from dct.packing import Row, UnpackableError, packed_rows, unpacked_rows
+from dct.recording import Recording, record
+from dct.verification import verify_gradient, verify_streams
 
 Positions = int | Literal["all"]
 
@@ -50,36 +55,6 @@ PASS_ROOM = 0.8
 
 TRANSIENT = 4
 """Tensors as large as the largest that is kept which a pass has in hand beside them."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Prompts that go through the slice as one row of tokens, each seeing only itself.
-
-    Attributes:
-        entering: hidden_states[source] of the row's tokens.
-        calls: the arguments of each block for this row.
-        targets: where in the row the target tokens of its prompts stand, prompt after prompt.
-        leaving: where they stand in what leaves the last block; left out, in the row itself.
-    """
-
-    entering: Float[Tensor, "tokens width"]
-    calls: Sequence[Call | ReadCall]
-    targets: Int[Tensor, " targets"]
-    leaving: Int[Tensor, " targets"] | None = None
-
-    def narrowed(self) -> "_Row":
-        """The same row with the last block run at its target tokens alone, where that saves half of them or more.
-
-        Raises:
-            ValueError: the block takes no cache.
-        """
-        read, leaving = self.targets.unique(return_inverse=True)
-        last = self.calls[-1]
-        if 2 * len(read) > len(self.entering) or isinstance(last, ReadCall):
-            return self
-        last = ReadCall(last, read, len(self.entering))
-        return replace(self, calls=[*self.calls[:-1], last], leaving=leaving)
 
 
 class Slice:
@@ -142,20 +117,18 @@ class Slice:
         self.reads = [len(row) if positions == "all" else positions for row in self.ids]
         each = [torch.full((n,), 1 / (n * len(self.reads))) for n in self.reads]
         self.weights = torch.cat(each).to(lm.device, self.dtype)
-        unpacked = [
-            _Row(r.entering, r.calls, torch.arange(len(row) - n, len(row), device=lm.device))
-            for r, row, n in zip(recordings, self.ids, self.reads, strict=True)
-        ]
-        self.rest = torch.cat([r.leaving[row.targets] for r, row in zip(recordings, unpacked, strict=True)]).to(
-            self.dtype
-        )
-        self._rows, self._run = unpacked, run_block
+        self._rows, self._run, self._alone = unpacked_rows(recordings, self.reads), run_block, False
+        rows = list(zip(recordings, self._rows, strict=True))
+        self.rest = torch.cat([recorded.leaving[row.targets] for recorded, row in rows]).to(self.dtype)
         # What the blocks wrote is the yardstick for other ways to run them: a wrong mask or position changes much.
-        written = self.rest - torch.cat([r.entering[r.targets] for r in unpacked]).to(self.dtype)
-        eps = torch.finfo(lm.dtype).eps
-        self._tolerance = float(max(1e-4, 8 * eps) * written.norm() + eps * self.rest.norm())
+        written = self.rest - torch.cat([row.entering[row.targets] for row in self._rows]).to(self.dtype)
+        self._tolerance = self._rounding(written, self.rest)
+        self._verify(recordings)
+        self._probed = self._probe_streams()
+        self._alone = self._rows_must_go_alone()
         self.packed = pack and len(self.ids) > 1 and self._try_packing(recordings)
         self.narrowed = narrow and self._try_narrowing()
+        del self._probed
         self.rest = self.streams(self._unsteered)[0]
 
     @property
@@ -186,6 +159,67 @@ class Slice:
     @property
     def _unsteered(self) -> Float[Tensor, "1 width"]:
         return torch.zeros(1, self.dim, device=self.device, dtype=self.dtype)
+
+    def _rounding(self, written: Tensor, stream: Tensor) -> float:
+        """Norm of the difference that rounding may make to streams, of which blocks have written so much."""
+        eps = torch.finfo(self.lm.dtype).eps
+        return float(max(1e-4, 8 * eps) * written.norm() + eps * stream.norm())
+
+    @cached_property
+    def _probe(self) -> Float[Tensor, " width"]:
+        """A vector as large as the stream, under which what is wrong shows."""
+        direction = random_directions(1, self.dim, seed=0)[0].to(self.device, self.dtype)
+        return max(self.residual_norm, 1e-3) * direction
+
+    def _verify(self, recordings: list[Recording]) -> None:
+        """Holds the shortest prompt under a vector against the model's own run.
+
+        Raises:
+            DctError: they differ.
+        """
+        k = min(range(len(self.ids)), key=lambda k: len(self.ids[k]))
+        recorded = recordings[k]
+
+        def replayed() -> Tensor:
+            stream = (recorded.entering.to(self.dtype) + self._probe).to(self.lm.dtype)[None]
+            with torch.no_grad():
+                return replay(self.lm, self.source, recorded.calls, stream)[0].to(self.dtype)
+
+        written = (recorded.leaving - recorded.entering).to(self.dtype)
+        tolerance = self._rounding(written.norm() + self._probe.norm() * len(written) ** 0.5, recorded.leaving)
+        verify_streams(self.lm, self.ids[k], self.source, self.target, self._probe, replayed, tolerance)
+
+    def _probe_streams(self) -> Float[Tensor, "two targets width"]:
+        """The streams at the targets, unsteered and under the probe, each by itself."""
+        with torch.no_grad():
+            return torch.cat([self.streams(self._unsteered), self.streams(self._probe[None])])
+
+    def _rows_must_go_alone(self) -> bool:
+        """Whether what the model handed to its blocks serves for a batch of one alone.
+
+        Raises:
+            DctError: blocks that are run again do not do what they did.
+        """
+        off = (self._probed[0] - self.rest).norm()
+        if not float(off) <= self._tolerance:
+            raise DctError(
+                f"blocks {self.source} to {self.target - 1} of {self.lm.name}, run again, do not do what they did: "
+                "dct cannot slice it"
+            )
+        try:
+            with torch.no_grad():
+                together = self.streams(torch.stack([self._unsteered[0], self._probe]))
+        except RuntimeError as error:
+            return not out_of_memory(error)
+        return not float((together - self._probed).norm(dim=(1, 2)).max()) <= self._tolerance
+
+    def check(self) -> None:
+        """Holds the gradient against finite differences, the first time that these layers are differentiated.
+
+        Raises:
+            DctError: it is not what they give.
+        """
+        verify_gradient(self.lm, self, self.source, self.target, 0.3 * self._probe, float(self.rest.norm(dim=1).mean()))
 
     @cached_property
     def tokens(self) -> int:
@@ -310,6 +344,8 @@ class Slice:
 
     def streams(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
         """hidden_states[target](theta) at every target token, prompt after prompt."""
+        if self._alone and len(theta) > 1:
+            return torch.cat([self.streams(row[None]) for row in theta])
         leaving = []
         for row in self._rows:
             stream = (row.entering.to(self.dtype) + theta[:, None]).to(self.lm.dtype)
@@ -321,25 +357,28 @@ class Slice:
         """Packs the prompts, if that gives the activations of the prompts run one by one."""
         try:
             limit = min(max(self.dim // 2, PACK_TOKENS[0]), PACK_TOKENS[1])
-            rows = [_packed_row(recordings, self.ids, self.reads, group) for group in _groups(self.ids, limit)]
-        except _UnpackableError:
+            return self._adopt(packed_rows(recordings, self.ids, self.reads, limit))
+        except UnpackableError:
             return False
-        return self._adopt(rows)
 
     def _try_narrowing(self) -> bool:
         """Runs the last block at the target tokens alone, if it can be and gives the same activations."""
         try:
             rows = [row.narrowed() for row in self._rows]
-            return any(row.leaving is not None for row in rows) and self._adopt(rows)
-        except Exception:  # a block of any architecture may object in its own way
+        except ValueError:
             return False
+        return any(row.leaving is not None for row in rows) and self._adopt(rows)
 
-    def _adopt(self, rows: list[_Row]) -> bool:
-        """Takes these rows in place of the present ones, if they give the unsteered activations."""
+    def _adopt(self, rows: list[Row]) -> bool:
+        """Takes these rows in place of the present ones, if blocks can be run on them and give the same activations,
+        unsteered and under the probe."""
         present, self._rows = self._rows, rows
         same = False
         try:
-            same = float((self.streams(self._unsteered)[0] - self.rest).norm()) <= self._tolerance
+            same = float((self._probe_streams() - self._probed).norm(dim=(1, 2)).max()) <= self._tolerance
+        except Exception as error:  # a block of any architecture may object in its own way
+            if out_of_memory(error):
+                raise
         finally:
             if not same:
                 self._rows = present
@@ -369,126 +408,3 @@ def _token_ids(
     if texts or not prompts:
         return lm.encode(texts, system)
     return [[int(token) for token in p] for p in prompts]
-
-
-class _UnpackableError(Exception):
-    """The model passes its blocks something that cannot be put together from several prompts."""
-
-
-def _shared_prefix(ids: Sequence[list[int]]) -> int:
-    shortest, longest = min(ids), max(ids)  # lexicographic: what these two share, all share
-    for k, (a, b) in enumerate(zip(shortest, longest, strict=False)):
-        if a != b:
-            return k
-    return min(len(shortest), len(longest))
-
-
-def _groups(ids: Sequence[list[int]], limit: int) -> list[list[int]]:
-    """Consecutive prompts that share a row of at most `limit` tokens, their common prefix counted once; a longer prompt
-    has a row of its own."""
-    groups: list[list[int]] = [[]]
-    for k in range(len(ids)):
-        joined = [ids[j] for j in (*groups[-1], k)]
-        prefix = _shared_prefix(joined)
-        if groups[-1] and prefix + sum(len(row) - prefix for row in joined) > limit:
-            groups.append([])
-        groups[-1].append(k)
-    return groups
-
-
-def _packed_row(recordings: list[Recording], ids: list[list[int]], reads: list[int], group: list[int]) -> _Row:
-    """One row for several prompts: their common prefix once, then what each adds to it."""
-    if len(group) == 1:
-        [k] = group
-        length = len(ids[k])
-        where = torch.arange(length - reads[k], length, device=recordings[k].entering.device)
-        return _Row(recordings[k].entering, recordings[k].calls, where)
-    prefix = _shared_prefix([ids[k] for k in group])
-    lengths = [len(ids[k]) for k in group]
-    entering = torch.cat([recordings[group[0]].entering[:prefix]] + [recordings[k].entering[prefix:] for k in group])
-    targets, offset = [], prefix
-    for k, length in zip(group, lengths, strict=True):
-        place = torch.arange(length)
-        place[prefix:] += offset - prefix
-        offset += length - prefix
-        targets.append(place[length - reads[k] :])
-    merge = _Merger(prefix, lengths, entering.device)
-    calls = [merge.calls(per_prompt) for per_prompt in zip(*(recordings[k].calls for k in group), strict=True)]
-    return _Row(entering, calls, torch.cat(targets).to(entering.device))
-
-
-class _Merger:
-    """Puts the arguments that the model made for single prompts together for the packed row.
-
-    Tensors with a token axis are laid end to end, masks become block masks, everything else must be the same for all
-    prompts. An absent mask stands for plain causal attention; `Slice` checks the result against the single prompts.
-    """
-
-    def __init__(self, prefix: int, lengths: list[int], device: torch.device) -> None:
-        self.prefix, self.lengths, self.device = prefix, lengths, device
-        self.memo: dict[tuple[int, ...], Any] = {}
-        self.causal: dict[int, Tensor] = {}
-
-    def calls(self, calls: Sequence[Call]) -> Call:
-        return {name: self._argument(name, [call[name] for call in calls]) for name in calls[0]}
-
-    def _argument(self, name: str, values: Sequence[Any]) -> Any:
-        if name == "attention_mask" and any(v is None for v in values):
-            values = [self._causal(n) if v is None else v for v, n in zip(values, self.lengths, strict=True)]
-        flat, specs = zip(*(compat.tree_flatten(v) for v in values), strict=True)
-        if any(spec != specs[0] for spec in specs):
-            raise _UnpackableError
-        leaves = [self._leaf(leaf) for leaf in zip(*flat, strict=True)]
-        return compat.tree_unflatten(leaves, specs[0])
-
-    def _memoised(self, values: Sequence[Any], make: Any) -> Any:
-        # Blocks share their masks and rotary tables: make each once. The recordings (and `causal`) keep the objects
-        # behind the keys alive.
-        key = tuple(id(v) for v in values)
-        if key not in self.memo:
-            self.memo[key] = make(values)
-        return self.memo[key]
-
-    def _leaf(self, values: Sequence[Any]) -> Any:
-        first = values[0]
-        if not isinstance(first, Tensor):
-            if all(v is first or (isinstance(v, bool | int | float | str) and v == first) for v in values):
-                return first
-            raise _UnpackableError
-        return self._memoised(values, self._tensor)
-
-    def _tensor(self, values: Sequence[Tensor]) -> Tensor:
-        first = values[0]
-        if first.ndim == 4 and all(v.shape[-2:] == (n, n) for v, n in zip(values, self.lengths, strict=True)):
-            return self._block_mask(values)
-        axis = token_axis(first)
-        if first.ndim and all(
-            v.ndim == first.ndim and v.shape[axis] == n for v, n in zip(values, self.lengths, strict=True)
-        ):
-            own = [v.narrow(axis, self.prefix, n - self.prefix) for v, n in zip(values, self.lengths, strict=True)]
-            return torch.cat([first.narrow(axis, 0, self.prefix), *own], dim=axis)
-        if all(v.shape == first.shape and torch.equal(v, first) for v in values):
-            return first
-        raise _UnpackableError
-
-    def _causal(self, length: int) -> Tensor:
-        if length not in self.causal:
-            full = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device)
-            self.causal[length] = full.tril()
-        return self.causal[length]
-
-    def _block_mask(self, masks: Sequence[Tensor]) -> Tensor:
-        first, prefix = masks[0], self.prefix
-        if any(mask.dtype != first.dtype or mask.shape[:-2] != first.shape[:-2] for mask in masks):
-            raise _UnpackableError
-        total = prefix + sum(n - prefix for n in self.lengths)
-        hidden = False if first.dtype == torch.bool else torch.finfo(first.dtype).min
-        packed = torch.full((*first.shape[:-2], total, total), hidden, dtype=first.dtype, device=first.device)
-        packed[..., :prefix, :prefix] = first[..., :prefix, :prefix]
-        offset = prefix
-        for mask, n in zip(masks, self.lengths, strict=True):
-            end = offset + n - prefix
-            packed[..., offset:end, :prefix] = mask[..., prefix:, :prefix]
-            packed[..., offset:end, offset:end] = mask[..., prefix:, prefix:]
-            offset = end
-        return packed

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,19 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dct import compat
-from dct.blocks import by_name
 from dct.errors import DctError, UsageError
 from dct.model import LanguageModel
+from dct.recording import by_name, split_call, with_stream
 
 TOKENS = ("all", "prompt", "generated")
-
-
-@dataclass
-class _Call:
-    """What the running call of the model reads: which columns are tokens, where anyone says so, and of what kind."""
-
-    mask: Tensor | None = None
-    prompt: bool = True
 
 
 @contextmanager
@@ -31,18 +22,23 @@ def steer(
     vector: Float[Tensor, " width"] | Float[Tensor, "batch width"],
     layer: int,
     tokens: str = "all",
-) -> Iterator[None]:
+) -> Iterator["Steering"]:
     """Adds `vector` to hidden_states[layer] at every token, prompt and generated alike, but not at padding.
 
     Args:
         lm: the model; restored when the context ends, whatever happens inside.
         vector: one vector for all rows of a batch, or one for each row. Its norm is the strength: pass R v.
         layer: s, the block whose input is steered, 0 <= s < L: the site where slices are fitted.
-        tokens: `all`, or only those of the `prompt`, or only the `generated` ones (those read with a filled cache).
+        tokens: `all`, or only those of the `prompt`, or only the `generated` ones. Generated are tokens that are read
+            with a cache of earlier ones, or, without a cache, what a call has beyond the tokens of the call before.
+
+    Yields:
+        A count of what has been read.
 
     Raises:
         UsageError: the layer is not a block of the model, or unknown tokens.
-        DctError: the vector does not have the model's width or is not finite.
+        DctError: the vector does not have the model's width or is not finite; the model runs the block more than once,
+            or on tokens of its own.
     """
     if not 0 <= layer < lm.depth:
         raise UsageError(f"layer {layer} is not a block of {lm.name}: choose 0 to {lm.depth - 1}")
@@ -52,37 +48,121 @@ def steer(
         raise DctError(f"a steering vector for {lm.name} has {lm.width} entries, got shape {tuple(vector.shape)}")
     if not bool(torch.isfinite(vector).all()):
         raise DctError("the steering vector is not finite")
-    added = vector.detach().reshape(-1, 1, lm.width)
-    now = _Call()
-
-    def remember(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = by_name(model, args, kwargs)
-        mask = call.get("attention_mask")
-        cache = next((call[name] for name in compat.caches_of(call) if call[name] is not None), None)
-        now.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        now.prompt = cache is None or int(cache.get_seq_length()) == 0
-
-    def add(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if tokens != "all" and now.prompt != (tokens == "prompt"):
-            return args, kwargs
-        stream = args[0] if args else kwargs["hidden_states"]
-        if len(added) not in (1, len(stream)):
-            raise DctError(f"{len(added)} steering vectors for a batch of {len(stream)}: give one, or one for each row")
-        wide = torch.promote_types(stream.dtype, torch.float32)
-        change = added.to(stream.device, wide)
-        if now.mask is not None:
-            change = change * now.mask[:, -stream.shape[1] :, None].to(stream.device, wide)
-        steered = (stream.to(wide) + change).to(stream.dtype)
-        if args:
-            return (steered, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": steered}
-
+    steering = Steering(lm, vector.detach().reshape(-1, 1, lm.width), tokens)
     handles = [
-        lm.model.register_forward_pre_hook(remember, with_kwargs=True),
-        lm.layers[layer].register_forward_pre_hook(add, with_kwargs=True),
+        lm.model.register_forward_pre_hook(steering.begins, with_kwargs=True),
+        lm.model.register_forward_hook(steering.ends, always_call=True),
+        lm.layers[layer].register_forward_pre_hook(steering.adds, with_kwargs=True),
     ]
     try:
-        yield
+        yield steering
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Steering:
+    """The running call of a steered model: which of its tokens are prompt, which were generated, which are padding.
+
+    Attributes:
+        generated: columns that have been read as generated tokens.
+    """
+
+    def __init__(self, lm: LanguageModel, added: Float[Tensor, "rows 1 width"], tokens: str) -> None:
+        self.lm, self.added, self.tokens = lm, added, tokens
+        self.generated = 0
+        self._mask: Tensor | None = None
+        self._columns: int | None = None  # of the running call; None between calls
+        self._prompt = 0  # columns of it that belong to the prompt
+        self._ran = False
+        self._ids: Tensor | None = None
+        self._cache: Any = None
+        self._read = 0  # columns that went through the cache that is in use
+
+    def begins(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model is called: what are its tokens?"""
+        call = by_name(model, args, kwargs)
+        read = call.get("input_ids")
+        read = call.get("inputs_embeds") if read is None else read
+        mask = call.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._columns = read.shape[1] if isinstance(read, Tensor) else None
+        self._ran = False
+        columns = self._columns or 0
+        cache = next((call[name] for name in compat.caches_of(call) if call[name] is not None), None)
+        self._prompt = 0 if self._goes_on(cache) else self._known(read, columns)
+        self._read = columns if self._prompt else self._read + columns
+        self._cache = cache
+        self._ids = read
+        self.generated += columns - self._prompt
+
+    def _goes_on(self, cache: Any) -> bool:
+        """Whether the call reads on from what a cache holds."""
+        if cache is None:
+            return False
+        held = compat.tokens_in(cache)
+        if held:
+            return True
+        if held == 0 and cache is not self._cache:
+            return False
+        # No count, or none that can be believed (of a recurrent state): it was there in the call before, or is new.
+        return self._read > 0
+
+    def _known(self, read: Any, columns: int) -> int:
+        """Columns of the prompt in a call without a filled cache: all, unless it repeats the call before, and more."""
+        before = self._ids
+        if self._cache is None and isinstance(before, Tensor) and isinstance(read, Tensor) and before.ndim == read.ndim:
+            seen = before.shape[1]
+            if seen < columns and len(before) == len(read) and torch.equal(before, read[:, :seen]):
+                return self._prompt or columns
+        return columns
+
+    def ends(self, *_: Any) -> None:
+        """The model's call is over."""
+        self._columns = None
+
+    def adds(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The steered block is called: adds the vector to its stream.
+
+        Raises:
+            DctError: not one vector for each row; a block that runs twice, or on tokens of the model's own.
+        """
+        stream, _ = split_call(block, args, kwargs)
+        where = self._where(stream)
+        if where is not None and not bool(where.any()):
+            return args, kwargs
+        if len(self.added) not in (1, len(stream)):
+            raise DctError(
+                f"{len(self.added)} steering vectors for a batch of {len(stream)}: give one, or one for each row"
+            )
+        wide = torch.promote_types(stream.dtype, torch.float32)
+        change = self.added.to(stream.device, wide)
+        if where is not None:
+            change = change * where[..., None].to(stream.device, wide)
+        return with_stream(block, args, kwargs, (stream.to(wide) + change).to(stream.dtype))
+
+    def _where(self, stream: Tensor) -> Tensor | None:
+        """Which tokens are steered, (batch or 1, tokens); None for all of them."""
+        if self._columns is None:  # the block is run by itself
+            return None
+        if stream.ndim != 3 or stream.shape[1] != self._columns:
+            raise DctError(
+                f"the stream of {self.lm.name} has shape {tuple(stream.shape)} for {self._columns} tokens: dct cannot "
+                "tell which to steer"
+            )
+        if self._ran:
+            raise DctError(f"{self.lm.name} runs the steered block more than once: hidden_states are no single place")
+        self._ran = True
+        if self.tokens == "all" and self._mask is None:
+            return None
+        where = torch.ones(1, self._columns, dtype=torch.bool, device=stream.device)
+        if self.tokens != "all":
+            where[:, : self._prompt] = self.tokens == "prompt"
+            where[:, self._prompt :] = self.tokens == "generated"
+        if self._mask is None:
+            return where
+        if self._mask.shape[1] < self._columns:
+            raise DctError(f"the attention mask has fewer columns than the {self._columns} tokens that it is for")
+        return where & self._mask[:, -self._columns :].bool().to(stream.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import dct
-from dct import DctError, NonFiniteError, UsageError
+from dct import DctError, NonFiniteError, UsageError, compat
 
 SOURCE, TARGET, POSITIONS = 1, 4, 3
 IDS = [
@@ -238,13 +238,14 @@ def test_a_block_that_cannot_be_narrowed_runs_in_full(make_lm, monkeypatch, faul
     attention = lm.layers[TARGET - 1].self_attn
     own = attention.forward
 
-    def forward(*args, past_key_values=None, **kwargs):
-        if past_key_values is not None and fault == "raises":
+    def forward(*args, **kwargs):
+        [cache] = compat.caches_of(kwargs)  # transformers has renamed it
+        if kwargs[cache] is not None and fault == "raises":
             raise NotImplementedError
         if fault == "no cache":
-            return own(*args, **kwargs)
-        output, weights = own(*args, past_key_values=past_key_values, **kwargs)
-        return (output, weights) if past_key_values is None else (1.1 * output, weights)
+            kwargs[cache] = None
+        output, weights = own(*args, **kwargs)
+        return (output, weights) if kwargs[cache] is None else (1.1 * output, weights)
 
     monkeypatch.setattr(attention, "forward", forward)
     slice_ = dct.Slice(lm, IDS, SOURCE, TARGET)
