@@ -632,3 +632,30 @@ def test_modes_are_the_users(source, tmp_path):
         os.umask(before)
     assert (tmp_path / "edited").stat().st_mode & 0o777 == 0o750
     assert {p.stat().st_mode & 0o777 for p in (tmp_path / "edited").iterdir()} == {0o640}
+
+
+def test_model_of_the_hub_is_saved_from_its_cache(source, tmp_path, monkeypatch):
+    """Without a network: the files that are there, links resolved."""
+    folder = source(dtype=torch.bfloat16)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--someone--tiny"
+    shot, blobs = repository / "snapshots" / commit, repository / "blobs"
+    shot.mkdir(parents=True)
+    blobs.mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for path in folder.iterdir():
+        path.rename(blobs / path.name)
+        (shot / path.name).symlink_to(Path("../../blobs") / path.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    lm = dct.load(str(shot))
+    lm.checkpoint = _Checkpoint(Path("someone/tiny"))
+    with dct.ablate(lm, directions()) as done:
+        told = dct.save(lm, tmp_path / "edited", done)
+        adapter = dct.save(lm, tmp_path / "adapter", done, form="adapter")
+    assert "tokenizer.model" in told.files
+    assert {t.dtype for _, t in tensors(tmp_path / "edited").values()} == {torch.bfloat16}
+    assert not any(p.is_symlink() for p in (tmp_path / "edited").iterdir())
+    config = json.loads((adapter.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "someone/tiny"

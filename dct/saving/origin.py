@@ -52,4 +52,6 @@ def _from_hub(where: str, commit: str | None) -> Path:
         try:
             return Path(snapshot_download(where, revision=commit, local_files_only=True))
         except Exception as error:
-            raise DctError(f"the files of {where} are no longer in the hub's cache: load it again to save it") from error
+            raise DctError(
+                f"the files of {where} are no longer in the hub's cache: load it again to save it"
+            ) from error

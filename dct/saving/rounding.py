@@ -13,7 +13,7 @@ class Rounding:
 
     Attributes:
         elements: entries that the edit changes.
-        lost: those of them that are saved as they were in the source.
+        lost: those of them that are saved as the source's own value would be.
         along: <S - W, W' - W>.
         size: |W' - W|^2.
         left: squared size of what S still has along the directions.
@@ -28,12 +28,16 @@ class Rounding:
     before: float = 0.0
 
     def add(self, source: Tensor, wanted: Tensor, saved: Tensor, D: Tensor | None, axis: int) -> None:
-        """Counts one tensor, all in float64; `axis` is the one along which the rows of D lie."""
-        asked, got = wanted - source, saved - source
+        """Counts one tensor: the first two in float64, the third in the type that it is saved in.
+
+        `axis` is the one along which the rows of D lie.
+        """
+        asked = wanted - source
         changed = asked != 0
         self.elements += int(changed.sum())
-        self.lost += int((changed & (got == 0)).sum())
-        self.along += float((asked * got).sum())
+        self.lost += int((changed & (saved == source.to(saved.dtype))).sum())
+        saved = saved.to(source.dtype)
+        self.along += float((asked * (saved - source)).sum())
         self.size += float(asked.square().sum())
         if D is not None:
             self.left += float(along(saved, D, axis).square().sum())

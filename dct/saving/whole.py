@@ -158,7 +158,7 @@ def _put(target: Weights, piece: Piece, stored: Tensor, edit: Edit | None, round
             f"--dtype {_name(TYPES[kind])} to save it in that"
         )
     saved = rounded(values, kind, piece.name)
-    rounding.add(stored.double(), values, saved.double(), D if axis is not None else None, axis or -1)
+    rounding.add(stored.double(), values, saved, D if axis is not None else None, axis or -1)
     target.write(piece.name, saved)
     return _digest(saved)
 
