@@ -47,6 +47,10 @@ class Names:
             for start in range(len(parts)):
                 self.tails.setdefault(".".join(parts[start:]), []).append(name)
 
+    def known(self, name: str) -> bool:
+        """Whether there is one of that name, whatever its shape."""
+        return name in self.tails
+
     def find(self, name: str, shape: tuple[int, ...]) -> str | None:
         """The name itself, or the only one of that shape that has the longest ending in common with it.
 
@@ -94,7 +98,7 @@ def pieces(model: Any, shapes: Layout, tensors: Mapping[str, Tensor]) -> Iterato
         found = _found(names, written, name)
         if found is not None:
             yield from found
-        elif written is not None and len(written) == 1 and next(iter(written.values())).shape == values.shape:
+        elif written is not None and len(written) == 1 and not names.known(next(iter(written))):
             yield name  # a plain renaming, and the files do not have it
         else:
             together.setdefault(_block(name), {})[name] = values
