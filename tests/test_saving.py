@@ -627,11 +627,16 @@ def test_modes_are_the_users(source, tmp_path):
     lm = dct.load(str(source()))
     before = os.umask(0o027)
     try:
-        dct.save(lm, tmp_path / "edited")
+        with dct.ablate(lm, directions()) as done:
+            dct.save(lm, tmp_path / "edited", done)
+            dct.save(lm, tmp_path / "adapter", done, form="adapter")
+            lm.checkpoint = None
+            dct.save(lm, tmp_path / "plain", done)
     finally:
         os.umask(before)
-    assert (tmp_path / "edited").stat().st_mode & 0o777 == 0o750
-    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "edited").iterdir()} == {0o640}
+    for name in ("edited", "adapter", "plain"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o750
+        assert {p.stat().st_mode & 0o777 for p in (tmp_path / name).iterdir()} == {0o640}
 
 
 def test_model_of_the_hub_is_saved_from_its_cache(source, tmp_path, monkeypatch):
@@ -659,3 +664,29 @@ def test_model_of_the_hub_is_saved_from_its_cache(source, tmp_path, monkeypatch)
     assert not any(p.is_symlink() for p in (tmp_path / "edited").iterdir())
     config = json.loads((adapter.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "someone/tiny"
+
+
+def test_tensors_that_are_one_on_disk_and_several_in_memory(monkeypatch):
+    """Some architectures fuse queries and keys on disk: one alone says nothing of where it goes."""
+    from dct.saving import layout
+
+    def written(_, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        fused: dict[str, list[Tensor]] = {}
+        for name, values in tensors.items():
+            fused.setdefault(name.replace(".q.", ".qk.").replace(".k.", ".qk."), []).append(values)
+        return {name: torch.cat(parts) for name, parts in fused.items()}
+
+    monkeypatch.setattr("dct.compat.disk_tensors", written)
+    memory = {f"layers.{n}.{part}.weight": torch.randn(3, 4) for n in (0, 1) for part in ("q", "k", "o")}
+    memory["rope"] = torch.randn(2)
+    shapes = {f"model.layers.{n}.qk.weight": (6, 4) for n in (0, 1)} | {
+        f"model.layers.{n}.o.weight": (3, 4) for n in (0, 1)
+    }
+    found = list(layout.pieces(None, shapes, memory))
+    assert [name for name in found if isinstance(name, str)] == ["rope"]
+    pieces = {p.name: p for p in found if not isinstance(p, str)}
+    assert pieces.keys() == shapes.keys()
+    for n in (0, 1):
+        fused = pieces[f"model.layers.{n}.qk.weight"]
+        assert torch.equal(fused.values, torch.cat([memory[f"layers.{n}.q.weight"], memory[f"layers.{n}.k.weight"]]))
+        assert (fused.owner, pieces[f"model.layers.{n}.o.weight"].owner) == (None, f"layers.{n}.o.weight")

@@ -1,5 +1,6 @@
 """`dct ablate --save`: where an edited model goes, how, and what is said about it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,12 @@ def rounding_line(saved: "Saved") -> str:
     """What a type of two bytes leaves of an edit, and what to do where that is too little."""
     shares = saved.rounding or {}
     left = shares.get("remaining")
-    still = f"; {left:.2g} of what was written along the directions is left" if left is not None else ""
-    cure = "--save-dtype float32 or --save-as adapter keeps all of it" if saved.form == "model" else "float32 keeps it"
+    still = f", {left:.2g} of what was written along the directions is left" if left is not None else ""
+    cure = "--save-dtype float32 or --save-as adapter" if saved.form == "model" else "--save-dtype float32"
+    whole = math.floor(1e5 * shares["survived"]) / 1e3  # never 100% of something that is not all there
     return (
-        f"{100 * shares['survived']:.4g}% of the edit survives {', '.join(saved.dtypes)}, and "
-        f"{100 * shares['lost']:.2g}% of its entries round back to the source's{still}; {cure}"
+        f"{', '.join(saved.dtypes)} rounds {100 * shares['lost']:.2g}% of the edit's entries back to the source's; "
+        f"{whole:g}% of the edit survives{still}; {cure} keeps all of it"
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +17,7 @@ from dct.model import LanguageModel
 from dct.saving.layout import held, pieces, same_values, shapes_of
 from dct.saving.origin import Origin
 from dct.saving.rounding import Rounding
+from dct.saving.weight_files import NAMES, WeightFile, Weights
 
 CURE = "save whole weights (--save-as model), in --save-dtype float32 where nothing may be rounded away"
 
@@ -59,7 +59,12 @@ def write_adapter(
         tensors |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
         if biases:
             tensors[f"{module}.lora_B.bias"] = _bias(lm, origin, name, biases, len(B)).to(dtype)
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    layout = {name: (NAMES[dtype], tuple(values.shape)) for name, values in tensors.items()}
+    # Not by safetensors' own writer, whose files nobody but the user may read.
+    weights = WeightFile.create(folder / "adapter_model.safetensors", layout, {"format": "pt"})
+    for name, values in tensors.items():
+        weights.write(name, values)
+    Weights([weights]).flush()
     config = _config(lm, origin, [name.removesuffix(".weight") for name in matrices], rank)
     config |= {"fan_in_fan_out": kinds == {True}, "lora_bias": bool(biases)}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
