@@ -527,6 +527,23 @@ def test_saved_model_says_what_the_ablated_one_said(fitted):
     ok("models", "edited")
 
 
+def test_edited_model_is_saved_in_another_type_or_as_an_adapter(fitted, plain):
+    few = ["ablate", "--vector", 17, "--prompt", "a", "--max-new-tokens", 1, *MILD, "--save"]
+    small = as_json(*few, "small", "--save-dtype", "bfloat16")
+    assert small["written"]["dtypes"] == ["bfloat16"]
+    assert 0 < small["written"]["rounding"]["lost"] < 1
+    assert {t.dtype for t in load_file("small/model.safetensors").values()} == {torch.bfloat16}
+    said = ok(*few, "again", "--save-dtype", "bfloat16").output
+    assert re.search(r"bfloat16 rounds .*% of the edit survives.*--save-as adapter", " ".join(said.split()))
+    adapter = as_json(*few, "adapter", "--save-as", "adapter")
+    assert (adapter["written"]["form"], adapter["written"]["edited"]) == ("adapter", 10)
+    assert sorted(p.name for p in Path("adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "dct.json",
+    ]
+
+
 def test_several_directions_are_removed_at_once_or_as_one(fitted):
     few = ["--prompt", "a", "--max-new-tokens", 1, *MILD]
     assert as_json("ablate", "--vector", 1, "--vector", 2, "--vector", "-1", *few)["rank"] == 2
