@@ -79,6 +79,8 @@ def open_run(
         f"{run.factors}: {len(factors)} {info.get('method', '')} factors of {info.get('model', 'an unnamed model')}, "
         f"layers {info.get('source', '?')} to {info.get('target', '?')}, scale {factors.scale:.4g}"
     )
+    if factors.unprotected:
+        terminal.warn(f"{run.factors} is of format version 1: nothing protects its numbers; a new fit writes version 2")
     options = {"layers": info.get("layers") or "", **options}
     lm = load_model(terminal, str(name), **options)
     if factors.V.shape[1] != lm.width:
