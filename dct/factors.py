@@ -96,7 +96,8 @@ class Factors:
         wrong = faults(tensors, config)
         if wrong is not None:
             raise DctError(f"{path} is damaged: {wrong}; fit again")
-        return cls(*(tensors[name] for name in TENSORS), float(config["scale"]), config, unprotected=not protected)
+        V, U, alpha, objective = (tensors[name] for name in TENSORS)
+        return cls(V, U, alpha, objective, float(config["scale"]), config, unprotected=not protected)
 
 
 def faults(tensors: dict[str, Tensor], config: dict[str, Any]) -> str | None:

@@ -44,11 +44,12 @@ def loads(text: str | bytes, *, lenient: bool = False) -> Any:
         ValueError: it is no JSON, nested too deeply, or holds text that is no Unicode.
     """
 
-    def constant(token: str) -> None:
+    def constant(token: str) -> Any:
         if not lenient:
             raise ValueError(f"{token} is no number of JSON")
+        return None
 
-    def number(token: str) -> float | None:
+    def number(token: str) -> Any:
         value = float(token)
         return value if math.isfinite(value) else constant(token)
 

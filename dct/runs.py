@@ -138,7 +138,6 @@ class Run:
         """
         if not self.ranking.is_file():
             raise DctError(f"{self.folder} has not been ranked: run `dct rank {self.folder}` first")
-        factors = Factors.load(self.factors)
         try:
             content = plainjson.loads(self.ranking.read_bytes())
         except (ValueError, OSError) as error:
@@ -146,6 +145,7 @@ class Run:
         wrong = RANKING.wrong(content, "")
         if wrong is not None:
             raise self._damaged(f"it has {wrong}")
+        factors = Factors.load(self.factors)
         # Beside factors that nothing protects a ranking of the same age is not tied to them either.
         if content.get("factors") != factors.digest and not (factors.unprotected and "factors" not in content):
             raise DctError(f"{self.ranking} ranks other factors than {self.factors}: run `dct rank` again")

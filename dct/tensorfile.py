@@ -97,7 +97,8 @@ def read_tensors(path: str | os.PathLike[str], kind: str, names: tuple[str, ...]
     path = Path(path)
     data = _bytes(path)
     try:
-        stored = deserialize(data)  # checks the header, and that it tells of every byte once
+        # Checks the header, and that it tells of every byte once.
+        stored: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, ValueError, RecursionError) as error:
         raise DctError(f"{path} is damaged or not a safetensors file ({error}); fit again") from error
@@ -143,10 +144,7 @@ def _tensors(path: Path, stored: list[tuple[str, dict[str, Any]]], names: tuple[
         try:
             values = np.frombuffer(entry["data"], "<f4").astype(np.float32)  # a copy, in this machine's byte order
             tensors[name] = torch.from_numpy(values).reshape(entry["shape"])
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # no elements along one dimension and more than can be counted along another
+        except (RuntimeError, ValueError) as error:  # empty one way, and larger than can be counted another
             raise DctError(f"{path} is damaged: the shape of its {name} is {entry['shape']}; fit again") from error
     return tensors
 
