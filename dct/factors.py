@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dct import plainjson
 from dct.contents import FACTORS
 from dct.errors import DctError
+from dct.schema import Record
 from dct.tensorfile import as_stored, digest, read_tensors, write_tensors
 from dct.writing import write_whole as write_whole  # where other modules look for it
 
@@ -116,15 +118,17 @@ def faults(tensors: dict[str, Tensor], config: dict[str, Any]) -> str | None:
     bent = bent_row("V", V) or bent_row("U", U, or_zero=True)
     if bent is not None:
         return bent
-    return config_faults(config)
+    return content_faults(FACTORS, config)
 
 
-def config_faults(config: dict[str, Any]) -> str | None:
-    """What is wrong with the config of factors; None where nothing is."""
-    wrong = FACTORS.wrong(config, "")
-    if wrong is not None:
-        return f"it has {wrong}"
-    return layer_faults(config)
+def content_faults(declared: Record, config: dict[str, Any]) -> str | None:
+    """What is wrong with a config by its declaration, as it will be read from a file; None where nothing is."""
+    try:
+        config = plainjson.finite(config)
+    except ValueError as error:
+        return f"its config is no JSON ({error})"
+    wrong = declared.wrong(config, "")
+    return layer_faults(config) if wrong is None else f"it has {wrong}"
 
 
 def layer_faults(config: dict[str, Any]) -> str | None:

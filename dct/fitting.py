@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from dct.calibration import calibrate, random_directions
 from dct.contents import SCALES
 from dct.derivatives import Derivatives, Map
-from dct.errors import NonFiniteError, UsageError
+from dct.errors import DctError, NonFiniteError, UsageError
 from dct.factors import Factors
 from dct.melbo import STEPS, norm_maximising, pooled
 
@@ -113,7 +113,8 @@ def check_scale(scale: float, f: Map | None = None) -> None:
     that is longer than their quotient.
 
     Raises:
-        UsageError: it is not positive, or beyond what the map can tell apart.
+        UsageError: it is not positive.
+        DctError: it is beyond what the map can tell apart.
     """
     if not 0 < scale < math.inf:
         raise UsageError(f"--scale must be positive, got {scale}")
@@ -124,7 +125,7 @@ def check_scale(scale: float, f: Map | None = None) -> None:
         low, high = max(low, norm * resolution), min(high, norm / resolution)
         why = f"rounding leaves nothing of {'the vector' if scale < low else 'what it is added to'}, of norm {norm:.3g}"
     if not low <= scale <= high:
-        raise UsageError(
+        raise DctError(
             f"--scale {scale:.3g} is too {'small' if scale < low else 'large'}: {why}; choose one from {low:.2g} to "
             f"{high:.2g}, or leave it out"
         )

@@ -9,12 +9,20 @@ def finite(value: Any) -> Any:
     """The same value with null for every number that JSON does not have, and lists for tuples.
 
     Raises:
-        ValueError: text that is no Unicode (half of a surrogate pair, as from a command line in another encoding).
+        ValueError: text that is no Unicode (half of a surrogate pair, as from a command line in another encoding), or
+            too much inside each other.
     """
+    try:
+        return _finite(value)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {finite(key) if isinstance(key, str) else key: finite(each) for key, each in value.items()}
+        return {_finite(key) if isinstance(key, str) else key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
+        return [_finite(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
@@ -30,7 +38,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
     """
     try:
         return json.dumps(finite(value), indent=indent, allow_nan=False)
-    except (TypeError, RecursionError) as error:
+    except TypeError as error:
         raise ValueError(str(error)) from error
 
 

@@ -14,7 +14,7 @@ from dct import plainjson
 from dct.contents import RANKING
 from dct.contents import STATE as STATE_CONTENT
 from dct.errors import DctError
-from dct.factors import Factors, bent_row, layer_faults
+from dct.factors import Factors, bent_row, content_faults
 from dct.fitting import State
 from dct.lock import TakenError, held
 from dct.tensorfile import as_stored, read_tensors, write_tensors
@@ -180,8 +180,7 @@ def state_faults(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> str |
 
 def state_content_faults(config: dict[str, Any]) -> str | None:
     """What keeps a config, with an objective or before the first iteration without, from being that of a state."""
-    wrong = STATE_CONTENT.wrong({"objective": [], **config}, "")
-    return layer_faults(config) if wrong is None else f"it has {wrong}"
+    return content_faults(STATE_CONTENT, {"objective": [], **config})
 
 
 def ranking_faults(content: dict[str, Any], factors: Factors) -> str | None:
