@@ -6,6 +6,7 @@ network file systems) a file `.lock` names the process, and one whose process is
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
+
+GRACE = 10
+"""Seconds that a lock file may stay without the name of its process."""
 
 
 class TakenError(DctError):
@@ -130,7 +134,9 @@ def _lock_by_file(folder: Path) -> Callable[[], None]:
 
 
 def _alive(path: Path) -> bool:
-    """Whether the process that a lock file names still runs; a file that names none is a dead writer's."""
+    """Whether the process that a lock file names still runs. A file that names none is one that is just being written,
+    or a dead writer's.
+    """
     import psutil
 
     try:
@@ -138,5 +144,9 @@ def _alive(path: Path) -> bool:
         return bool(abs(psutil.Process(pid).create_time() - began) < 1)
     except psutil.AccessDenied:
         return True
-    except (OSError, ValueError, TypeError, psutil.Error):
+    except (ValueError, TypeError):
+        with suppress(OSError):
+            return time.time() - path.stat().st_mtime < GRACE
+        return False
+    except (OSError, psutil.Error):
         return False

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dct import DctError, Factors
+from dct import DctError, Factors, lock
 from dct.calibration import random_directions
 from dct.fitting import State
 from dct.lock import TakenError, held
@@ -304,31 +304,23 @@ def test_damaged_state_is_a_clear_error(workplace):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from dct.lock import held
-with held(Path("run")):
+from dct import lock
+if sys.argv[1] == "file":
+    lock._lock = lock._lock_by_file
+with lock.held(Path("run")):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def holder() -> subprocess.Popen:
+@pytest.mark.parametrize("way", ["folder", "file"])
+def test_a_folder_has_one_writer_and_is_free_when_that_is_killed(workplace, monkeypatch, way):
+    if way == "file":
+        monkeypatch.setattr(lock, "_lock", lock._lock_by_file)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    child = subprocess.Popen([sys.executable, "-c", HOLDER], env=env, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", HOLDER, way], env=env, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
-    return child
-
-
-@pytest.mark.parametrize("system", ["by folder", "by file"])
-def test_a_folder_has_one_writer_and_is_free_when_that_is_killed(workplace, monkeypatch, system):
-    if system == "by file":
-        monkeypatch.setattr("dct.lock._lock", __import__("dct.lock").lock._lock_by_file)
-        monkeypatch.setitem(
-            globals(),
-            "HOLDER",
-            HOLDER.replace("with held", "import dct.lock as lock\nlock._lock = lock._lock_by_file\nwith held"),
-        )
-    child = holder()
     try:
         with pytest.raises(TakenError, match="another dct is writing into run: wait"), held(Path("run")):
             pass
