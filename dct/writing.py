@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -112,7 +113,11 @@ def _written_unnamed(beside: Path, path: Path, data: bytes) -> bool:
         os.fsync(descriptor)
         try:
             # A folder's descriptor makes Python call linkat, which follows the link; plain link would not.
-            os.link(f"/proc/self/fd/{descriptor}", beside, src_dir_fd=descriptor, follow_symlinks=True)
+            named = partial(os.link, f"/proc/self/fd/{descriptor}", src_dir_fd=descriptor, follow_symlinks=True)
+            with suppress(FileExistsError):
+                named(path)
+                return True
+            named(beside)
         except OSError:
             return False
         beside.replace(path)
