@@ -5,9 +5,13 @@ And killed processes: whatever is stopped, wherever, leaves a folder that the sa
 
 import hashlib
 import json
+import os
 import random
+import re
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from dct import DctError, Factors
 from dct.calibration import random_directions
 from dct.cli.fit import resume_recipe
 from dct.fitting import State
+from dct.lock import held
 from dct.ranking import candidates
 from dct.runs import Run
 
@@ -403,3 +408,62 @@ def test_a_file_of_version_1_works_and_says_once_that_nothing_protects_it(small,
     assert torch.equal(
         dct.Factors.load("cut/factors.safetensors").V, dct.Factors.load(small / "run/factors.safetensors").V
     )
+
+
+@pytest.mark.parametrize(
+    ("scale", "code", "says"),
+    [
+        ("1e-30", 1, "--scale 1e-30 is too small"),
+        ("1e30", 1, "--scale 1e.30 is too large"),
+        ("1e-9", 1, "rounding leaves nothing of the vector"),
+        ("1e12", 1, "rounding leaves nothing of what it is added to"),
+        ("0", 2, "must be positive"),
+        ("nan", 2, "must be positive"),
+    ],
+)
+def test_a_scale_that_the_map_cannot_resolve_is_refused_before_the_fit(workplace, model_folder, scale, code, says):
+    words = ["fit", "--model", model_folder, "--factors", 2, "--iterations", 1, "--n", 1, "--out", "run"]
+    result = run(*words, "--scale", scale, "--quiet")
+    assert result.exit_code == code
+    [line] = result.stderr.splitlines()
+    assert re.search(says, line), line
+    assert not Path("run").exists()
+
+
+def test_two_fits_into_one_folder_and_two_resumes_of_one_fit_are_refused(small, workplace, model_folder):
+    shutil.copytree(small / "cut", "cut")
+    fitting = ["fit", "--model", model_folder, "--factors", 2, "--iterations", 1, "--n", 1, "--scale", 0.85]
+    before = {path.name: path.read_bytes() for path in Path("cut").iterdir()}
+    with held(Path("cut")):
+        for words in (["fit", "--resume", "--out", "cut"], [*fitting, "--out", "cut", "--force"]):
+            result = run(*words, "--quiet")
+            assert result.exit_code == 1
+            [line] = result.stderr.splitlines()
+            assert "another dct is writing into cut: wait until it has finished" in line
+    assert {path.name: path.read_bytes() for path in Path("cut").iterdir()} == before
+    assert run("fit", "--resume", "--out", "cut", "--quiet").exit_code == 0
+    assert [path.name for path in Path("cut").iterdir()] == ["factors.safetensors"]
+
+
+STOPPED = """
+import os, signal, sys
+from dct.runs import Run
+keep = Run.save_state
+def stopped(self, *state):
+    keep(self, *state)
+    os.kill(os.getpid(), signal.SIGTERM)
+Run.save_state = stopped
+from dct.cli import main
+main()
+"""
+
+
+def test_a_batch_system_ends_a_fit_as_ctrl_c_does(workplace, model_folder):
+    words = ["fit", "--model", model_folder, "--factors", 2, "--iterations", 3, "--n", 1, "--scale", 0.85]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    program = [sys.executable, "-c", STOPPED, *map(str, words), "--out", "cut", "--quiet"]
+    done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 130
+    [line] = done.stderr.splitlines()
+    assert "every finished iteration is kept: go on with `dct fit --resume --out cut`" in line
+    assert [path.name for path in Path("cut").iterdir()] == ["state.safetensors"]
