@@ -179,7 +179,7 @@ def test_run_folder_and_factors_header(workplace, model_folder):
         assert all(file.get_tensor(name).dtype == torch.float32 for name in shapes)
         assert all(bool(file.get_tensor(name).isfinite().all()) for name in shapes)
     assert shapes == {"V": (24, 32), "U": (24, 32), "alpha": (24,), "objective": (2, 3)}
-    assert (metadata["format"], metadata["format_version"]) == ("dct-factors", "1")
+    assert (metadata["format"], metadata["format_version"]) == ("dct-factors", "2")
     info = strict(metadata["config"])
     expected = {"model": str(model_folder), "source": 1, "target": 4, "method": "exponential", "scale": 0.85,
                 "lambda": None, "prompts": prompts, "prompts_hash": fingerprint(prompts), "positions": 2, "seed": 3,

@@ -98,6 +98,7 @@ def bench(
     }
     from dct.bench.subject import Subject, full, organism_folder, organism_judge, organism_unlock
     from dct.bench.subject import quick as small
+    from dct.lock import held
     from dct.model import check_layers, choose_layers
 
     if source is not None and target is not None:
@@ -136,7 +137,8 @@ def bench(
     )
     sizes = (small if quick else full)(subject.lm.width, factors, shuffles)
     folder = out or Path("runs") / f"bench-{short_name(model)}{'-quick' if quick else ''}"
-    content = run_bench(terminal, subject, sizes, folder, experiments, figures and available(), force)
+    with held(folder):
+        content = run_bench(terminal, subject, sizes, folder, experiments, figures and available(), force)
     terminal.result(content)
 
 

@@ -136,7 +136,7 @@ def run_rank(
         "prompts_hash": fingerprint(prompts.texts),
         "harmless_hash": fingerprint(harmless.texts),
     }
-    run.save_ranking(content)
+    content = run.save_ranking(content, factors)
     for text in ranking.words.notes:
         terminal.note(text)
     terminal.show(_table(ranking, top))

@@ -88,6 +88,8 @@ def open_run(
         f"{run.factors}: {len(factors)} {info.get('method', '')} factors of {info.get('model', 'an unnamed model')}, "
         f"layers {info.get('source', '?')} to {info.get('target', '?')}, scale {factors.scale:.4g}"
     )
+    if factors.unprotected:
+        terminal.warn(f"{run.factors} is of format version 1: nothing protects its numbers; a new fit writes version 2")
     options = {"layers": info.get("layers") or "", **options}
     for how in ("reply_prefix", "escape_control"):  # prompts are read as the fit read them, unless told otherwise
         options[how] = info.get(how) if options.get(how) is None else options[how]
