@@ -6,7 +6,7 @@
     factors = dct.fit(slice_, slice_.dim, scale=scale)
     ranking = dct.rank(lm, factors, prompts)
     with dct.steer(lm, factors.V[17] * factors.scale, layer=0): ...
-    with dct.ablate(lm, factors.V[:32]): ...
+    with dct.ablate(lm, factors.V[:32], fold_norms=True) as done: dct.save(lm, "edited", done)
 
 Importing the package is cheap: torch and transformers come in with the first name that needs them.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dct.loading import load
     from dct.model import LanguageModel
     from dct.ranking import Ranking, aggregate, rank
+    from dct.saving import Saved, save
     from dct.slice import Slice
     from dct.steering import steer
     from dct.writers import Writer, residual_writers
@@ -38,6 +39,7 @@ _HOMES = {
     "LanguageModel": "model",
     "NonFiniteError": "errors",
     "Ranking": "ranking",
+    "Saved": "saving",
     "Slice": "slice",
     "UsageError": "errors",
     "Writer": "writers",
@@ -50,6 +52,7 @@ _HOMES = {
     "load": "loading",
     "rank": "ranking",
     "residual_writers": "writers",
+    "save": "saving",
     "steer": "steering",
 }
 
@@ -61,6 +64,7 @@ __all__ = [
     "LanguageModel",
     "NonFiniteError",
     "Ranking",
+    "Saved",
     "Slice",
     "UsageError",
     "Writer",
@@ -74,6 +78,7 @@ __all__ = [
     "load",
     "rank",
     "residual_writers",
+    "save",
     "steer",
 ]
 

@@ -5,7 +5,7 @@ Knows how a writer is edited and put back; where the writers are, `writers` know
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,19 @@ a little above the rounding of float32."""
 
 
 @dataclass(frozen=True)
+class Edit:
+    """What was done to one parameter.
+
+    Attributes:
+        span: orthonormal rows, shape (k, width): what its output axis lost, in float64 on the CPU.
+        original: the parameter's values before.
+    """
+
+    span: Float[Tensor, "k width"]
+    original: Tensor
+
+
+@dataclass(frozen=True)
 class Ablation:
     """What `ablate` did.
 
@@ -32,12 +45,14 @@ class Ablation:
         edited: names of the matrices whose weights were projected.
         projected: names of the modules whose output is projected while the model runs.
         folded: names of the norms whose gain was folded into the directions before the weights were projected.
+        edits: what was done to every parameter that changed, biases included, by name.
     """
 
     directions: Float[Tensor, "k width"]
     edited: list[str]
     projected: list[str]
     folded: list[str]
+    edits: dict[str, Edit] = field(default_factory=dict, repr=False)
 
 
 def orthonormal(directions: Float[Tensor, "n width"] | Float[Tensor, " width"]) -> Float[Tensor, "k width"]:
@@ -80,7 +95,7 @@ def ablate(
     basis = orthonormal(directions)
     if basis.shape[1] != lm.width:
         raise DctError(f"directions to ablate from {lm.name} have {lm.width} entries, got {basis.shape[1]}")
-    done = Ablation(basis, [], [], [])
+    done = Ablation(basis, [], [], [], {})
     watch: dict[int, nn.Module] = {}
     with ExitStack() as stack:
         for site in sites(lm):
@@ -106,13 +121,17 @@ def ablate(
         yield done
 
 
-def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> None:
-    """Projects a writer's weight and bias, and has the stack put the originals back.
+def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> dict[str, Edit]:
+    """Projects a writer's weight and bias, and has the stack put the originals back; tells what was done.
 
     Raises:
         DctError: the weight is quantised.
     """
-    for parameter, axis in ((writer.weight, writer.axis), (writer.bias, -1)):
+    edits = {}
+    own = writer.name.rpartition(".")[2]
+    beside = "bias" if own == "weight" else f"{own}_bias"
+    bias = f"{writer.name.removesuffix(own)}{beside}"
+    for name, parameter, axis in ((writer.name, writer.weight, writer.axis), (bias, writer.bias, -1)):
         if parameter is None:
             continue
         original = parameter.data
@@ -121,6 +140,8 @@ def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> None:
         wide = torch.float32 if original.device.type == "mps" else torch.float64
         parameter.data = projected(original, basis.to(wide), axis)
         stack.callback(setattr, parameter, "data", original)
+        edits[name] = Edit(basis, original)
+    return edits
 
 
 def _project(added: Tensor, basis: Float[Tensor, "k width"]) -> Tensor:

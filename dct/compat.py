@@ -154,3 +154,25 @@ def plain_experts(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_experts_implementation(chosen)
+
+
+def disk_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Some of a model's tensors as transformers writes them: its own names, fusing and renaming taken back.
+
+    transformers has it as a step of `save_pretrained` alone, which takes whole models.
+    """
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError as error:
+        raise _missing("transformers", "core_model_loading.revert_weight_conversion") from error
+    return dict(revert_weight_conversion(model, dict(tensors)))
+
+
+def hooks_of(package: str, model: nn.Module) -> list[str]:
+    """Names of the modules whose run a hook of `package` changes."""
+    return [
+        name
+        for name, module in model.named_modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if str(getattr(hook, "__module__", "")).partition(".")[0] == package
+    ]

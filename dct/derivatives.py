@@ -114,7 +114,10 @@ class Derivatives:
         """J' u, by reverse mode."""
 
         def pulled(theta: Tensor, u: Tensor) -> Tensor:
-            return torch.func.vjp(self.f, theta)[1](u)[0]
+            if self.shares:
+                return torch.func.vjp(self.f, theta)[1](u)[0]
+            theta = theta.requires_grad_()  # serves operations that torch.func does not take
+            return torch.autograd.grad(self.f(theta), theta, u)[0]
 
         return self._at_zero("vjp", pulled, u)
 
@@ -166,6 +169,9 @@ class Derivatives:
         What does not depend on the row, f's own pass above all, is computed once for a batch: vmap leaves it unbatched.
         A map that vmap does not take is given as many zeros as there are rows; then every row keeps what a gradient
         needs.
+
+        Raises:
+            DctError: an operation of the map has no such derivative.
         """
 
         def rows(*inputs: Tensor) -> tuple[Tensor]:
@@ -178,7 +184,16 @@ class Derivatives:
                     if isinstance(error, DctError) or out_of_memory(error):
                         raise
                     self.shares = False
-            return (derivative(zeros, *inputs).detach(),)
+            try:
+                return (derivative(zeros, *inputs).detach(),)
+            except (RuntimeError, NotImplementedError) as error:
+                if out_of_memory(error) or kind not in FORWARD_MODE:
+                    raise
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise DctError(
+                    f"an operation of the map has no forward-mode derivative ({first}): give the scale yourself and "
+                    "fit the exponential method"
+                ) from error
 
         with warnings.catch_warnings():  # an operation that vmap takes row by row serves as well
             warnings.filterwarnings("ignore", message="There is a performance drop")

@@ -1,24 +1,28 @@
-"""The factors of a deep causal transcoder and the file that holds them. Knows nothing of how they were found."""
+"""The factors of a deep causal transcoder and what their file must hold. Knows nothing of how they were found."""
 
-import json
-import math
 import os
-import tempfile
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from dct import plainjson
+from dct.contents import FACTORS
 from dct.errors import DctError
+from dct.schema import Record
+from dct.tensorfile import as_stored, digest, read_tensors, write_tensors
+from dct.writing import write_whole as write_whole  # where other modules look for it
 
 FORMAT = "dct-factors"
-FORMAT_VERSION = "1"
+
+TENSORS = ("V", "U", "alpha", "objective")
+
+UNIT = 0.01
+"""How far from 1 the norm of a unit row may be: the rows of a fit in bfloat16 are 0.004 off at most."""
 
 SIGNLESS = ("linear", "linear-projected", "linear-randomized", "quadratic")
 """Methods whose factors have no sign: v and -v explain the map equally well."""
@@ -30,11 +34,12 @@ class Factors:
 
     Attributes:
         V: unit input directions, one a row, shape (m, d): the steering vectors.
-        U: unit output directions, one a row, shape (m, d_out): what they cause.
+        U: unit output directions, one a row, shape (m, d_out): what they cause; zero where that is nothing.
         alpha: strengths, shape (m,), not negative.
         objective: one row per iteration: causal importance, similarity penalty, relative change of V.
         scale: R, the norm of the vector that is added to the residual stream.
         info: how they were found: JSON types only. Becomes `config` in the file's header.
+        unprotected: they were read from a file of format version 1, whose numbers nothing vouches for.
     """
 
     V: Float[Tensor, "m d"]
@@ -43,6 +48,7 @@ class Factors:
     objective: Float[Tensor, "iterations 3"]
     scale: float
     info: dict[str, Any] = field(default_factory=dict)
+    unprotected: bool = field(default=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.V)
@@ -52,97 +58,96 @@ class Factors:
         """Whether v and -v are equally good, so that both are candidates for steering."""
         return self.info.get("method") in SIGNLESS
 
+    @property
+    def digest(self) -> str:
+        """What tells these factors from any others: the digest that their file has (format version 2)."""
+        return digest(FORMAT, self._tensors, self._config)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in TENSORS}
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        scale: Any = self.scale
+        with suppress(TypeError, ValueError, OverflowError):  # what is no number is told of by the schema
+            scale = float(scale)
+        return {**self.info, "scale": scale}
+
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the factors as safetensors: float32 `V`, `U`, `alpha`, `objective`, and the info in the header.
+        """Writes the factors as safetensors: float32 `V`, `U`, `alpha`, `objective`, the info and a digest.
 
         Raises:
-            DctError: the file cannot be written (no such folder, a full disk); nothing is left half-written.
+            DctError: they are not what could be loaded again (rows that are not unit, a negative strength, info that
+                is no JSON), or the file cannot be written (no such folder, a full disk); nothing is left half-written.
         """
-        tensors = {name: getattr(self, name) for name in ("V", "U", "alpha", "objective")}
-        return write_tensors(path, FORMAT, tensors, {**self.info, "scale": self.scale})
+        stored = as_stored(self._tensors)
+        wrong = faults(stored, self._config)
+        if wrong is not None:
+            raise DctError(f"cannot save {path}: {wrong}")
+        return write_tensors(path, FORMAT, stored, self._config)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Factors":
         """Reads a factors file, onto the CPU.
 
         Raises:
-            DctError: no such file, or it is damaged, of another format or version, or inconsistent in itself.
+            DctError: no such file, or it is damaged, changed, of another format or version, or inconsistent in itself.
         """
-        tensors, config = read_tensors(path, FORMAT, ("V", "U", "alpha", "objective"))
-        V, U, alpha = tensors["V"], tensors["U"], tensors["alpha"]
-        consistent = V.ndim == U.ndim == 2 and alpha.ndim == 1 and len(V) == len(U) == len(alpha) > 0
-        if not consistent or not all(bool(torch.isfinite(t).all()) for t in (V, U, alpha)):
-            raise DctError(f"{path} is damaged: its V, U and alpha do not belong together; fit again")
-        scale = config.get("scale")
-        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise DctError(f"{path} is damaged: it has no scale; fit again")
-        return cls(V, U, alpha, tensors["objective"], float(scale), config)
+        tensors, config, protected = read_tensors(path, FORMAT, TENSORS)
+        wrong = faults(tensors, config)
+        if wrong is not None:
+            raise DctError(f"{path} is damaged: {wrong}; fit again")
+        V, U, alpha, objective = (tensors[name] for name in TENSORS)
+        return cls(V, U, alpha, objective, float(config["scale"]), config, unprotected=not protected)
 
 
-def write_tensors(
-    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> Path:
-    """Writes float32 tensors and a JSON config as one safetensors file, whole or not at all."""
-    metadata = {"format": kind, "format_version": FORMAT_VERSION, "config": json.dumps(config)}
-    ready = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
-    return write_whole(path, save(ready, metadata))
+def faults(tensors: dict[str, Tensor], config: dict[str, Any]) -> str | None:
+    """What keeps float32 tensors and a config from being factors; None where nothing does."""
+    V, U, alpha, objective = (tensors[name] for name in TENSORS)
+    consistent = V.ndim == U.ndim == 2 and alpha.ndim == 1 and len(V) == len(U) == len(alpha)
+    if not consistent or not all(t.numel() for t in (V, U, alpha)):
+        return "its V, U and alpha do not belong together"
+    for name, t in (("V", V), ("U", U), ("alpha", alpha)):
+        if not bool(torch.isfinite(t).all()):
+            return f"its {name} holds NaN or infinity"
+    if objective.ndim != 2 or objective.shape[1] != 3 or not bool(torch.isfinite(objective).all()):
+        return f"its objective is not three finite numbers an iteration (shape {tuple(objective.shape)})"
+    if bool((alpha < 0).any()):
+        return "its alpha holds negative strengths: their sign belongs into U"
+    bent = bent_row("V", V) or bent_row("U", U, or_zero=True)
+    if bent is not None:
+        return bent
+    return content_faults(FACTORS, config)
 
 
-def read_tensors(
-    path: str | os.PathLike[str], kind: str, names: tuple[str, ...]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write_tensors` wrote.
-
-    Raises:
-        DctError: no such file, or it is damaged or of another format or version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DctError(f"no file {path}: give a run folder or a factors file, or make one with `dct fit`")
+def content_faults(declared: Record, config: dict[str, Any]) -> str | None:
+    """What is wrong with a config by its declaration, as it will be read from a file; None where nothing is."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DctError(f"{path} is damaged or not a safetensors file ({error}); fit again") from error
-    if metadata.get("format") != kind:
-        raise DctError(f"{path} is not a {kind} file (its format is {metadata.get('format', 'not given')})")
-    if metadata.get("format_version") != FORMAT_VERSION:
-        version = metadata.get("format_version", "none")
-        raise DctError(f"{path} has format version {version} and this dct reads {FORMAT_VERSION}: use a matching dct")
-    try:
-        config = json.loads(metadata["config"])
-    except (KeyError, ValueError) as error:
-        raise DctError(f"{path} is damaged: its config cannot be read; fit again") from error
-    missing = [name for name in names if name not in tensors]
-    if missing or not isinstance(config, dict):
-        raise DctError(f"{path} is damaged: it lacks {', '.join(missing) or 'a config'}; fit again")
-    return tensors, config
+        config = plainjson.finite(config)
+    except ValueError as error:
+        return f"its config is no JSON ({error})"
+    wrong = declared.wrong(config, "")
+    return layer_faults(config) if wrong is None else f"it has {wrong}"
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Writes a file beside its place and renames it, so that it is there whole or not at all.
+def layer_faults(config: dict[str, Any]) -> str | None:
+    """What is wrong with the layers that a config names, as far as it names them."""
+    source, target, blocks = (config.get(name) for name in ("source", "target", "blocks"))
+    if source is not None and target is not None and source >= target:
+        return f"its source layer {source} does not lie below its target layer {target}"
+    if target is not None and blocks is not None and target > blocks:
+        return f"its target layer {target} lies outside a model of {blocks} blocks"
+    return None
 
-    Raises:
-        DctError: it cannot be written; says why.
-    """
-    path = Path(path)
-    beside: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        beside = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
-    except BaseException as error:  # Ctrl+C too leaves nothing beside
-        if beside is not None:
-            beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        reason = error.strerror or str(error)
-        raise DctError(f"cannot write {path}: {reason}; free some space or choose another --out") from error
-    return path
+
+def bent_row(name: str, rows: Tensor, *, or_zero: bool = False) -> str | None:
+    """Says which row is no unit vector (nor zero, where that is allowed); None where all are."""
+    norms = rows.double().norm(dim=1)
+    bad = (norms - 1).abs() > UNIT
+    if or_zero:
+        bad &= norms > 0
+    if not bool(bad.any()):
+        return None
+    row = int(bad.nonzero()[0])
+    return f"row {row} of its {name} is no unit vector (its norm is {float(norms[row]):.3g})"

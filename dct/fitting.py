@@ -8,6 +8,7 @@ of f at 0, R_S(theta) = f(R theta), and m factors (v_l, u_l, alpha_l) model R_S 
 Rows of V and U are unit vectors. Nothing here knows about transformers.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dct.calibration import calibrate, random_directions
+from dct.contents import SCALES
 from dct.derivatives import Derivatives, Map
-from dct.errors import NonFiniteError, UsageError
+from dct.errors import DctError, NonFiniteError, UsageError
 from dct.factors import Factors
 from dct.melbo import STEPS, norm_maximising, pooled
 
@@ -54,6 +56,8 @@ class State:
     U: Float[Tensor, "known d_out"]
     """One for each row of V; none before the first iteration, which finds them as it goes."""
     objective: list[list[float]] = field(default_factory=list)
+    unprotected: bool = False
+    """It was read from a file of format version 1, whose numbers nothing vouches for."""
 
     @property
     def iteration(self) -> int:
@@ -77,7 +81,11 @@ def random_responses(factors: int) -> int:
 
 
 def check_options(
-    method: str = "exponential", orthogonalize: str | None = None, start: str = "projected", beta: float = 1.0
+    method: str = "exponential",
+    orthogonalize: str | None = None,
+    start: str = "projected",
+    beta: float = 1.0,
+    tolerance: float = 0.0,
 ) -> None:
     """Refuses what no map can be fitted with, before a model is loaded for it.
 
@@ -93,6 +101,34 @@ def check_options(
             raise UsageError(f"unknown {name} {value!r}: choose {', '.join(allowed)}")
     if not 0 < beta <= 1:
         raise UsageError(f"--beta must lie in (0, 1], got {beta}")
+    if not math.isfinite(tolerance):
+        raise UsageError(f"--tolerance must be a finite number, got {tolerance}")
+
+
+def check_scale(scale: float, f: Map | None = None) -> None:
+    """Refuses a scale that no map can be fitted at, and one at which `f` would see nothing but rounding.
+
+    A map that knows its `residual_norm` (what the vector is added to) and `resolution` (the relative rounding of its
+    numbers) loses all of a vector that is shorter than their product, and all of what it is added to beside a vector
+    that is longer than their quotient.
+
+    Raises:
+        UsageError: it is not positive.
+        DctError: it is beyond what the map can tell apart.
+    """
+    if not 0 < scale < math.inf:
+        raise UsageError(f"--scale must be positive, got {scale}")
+    low, high = SCALES
+    norm, resolution = getattr(f, "residual_norm", None), getattr(f, "resolution", None)
+    why = "numbers of 32 bits cannot hold its square"
+    if norm is not None and resolution is not None and norm > 0:
+        low, high = max(low, norm * resolution), min(high, norm / resolution)
+        why = f"rounding leaves nothing of {'the vector' if scale < low else 'what it is added to'}, of norm {norm:.3g}"
+    if not low <= scale <= high:
+        raise DctError(
+            f"--scale {scale:.3g} is too {'small' if scale < low else 'large'}: {why}; choose one from {low:.2g} to "
+            f"{high:.2g}, or leave it out"
+        )
 
 
 def work(
@@ -188,7 +224,7 @@ def fit(
         UsageError: an argument that cannot be.
         CalibrationError, DctError, NonFiniteError: as in `calibrate` and `Derivatives`.
     """
-    check_options(method, orthogonalize, start, beta)
+    check_options(method, orthogonalize, start, beta, tolerance)
     m = min(512, dim) if factors is None else factors
     iterations = default_iterations(method) if iterations is None else iterations
     orthogonalize = default_orthogonalize(method) if orthogonalize is None else orthogonalize
@@ -204,8 +240,7 @@ def fit(
     if scale is None:
         limit = getattr(f, "residual_norm", None)
         scale = calibrate(f, dim, limit=limit, seed=seed, batch=batch, dtype=dtype, device=device).scale
-    if not 0 < scale < float("inf"):
-        raise UsageError(f"--scale must be positive, got {scale}")
+    check_scale(scale, f)
 
     began = time.monotonic()
     d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device)
@@ -227,8 +262,8 @@ def fit(
         info |= {"iterations": iterations, "orthogonalize": orthogonalize, "beta": beta, "start": start}
         step = _Quadratic(d) if method == "quadratic" else _Exponential(d, scale)
         informative = min(m, d_proj, dim) if start == "projected" else 0
-        if resume is not None and tuple(resume.V.shape) != (m, dim):
-            raise UsageError(f"the state to resume from holds {tuple(resume.V.shape)} factors, not {(m, dim)}")
+        if resume is not None:
+            _check_state(resume, d, m)
         state = resume or _start(d, m, d_proj, start, seed, stages)
         info |= {"d_proj": d_proj, "random_start": m - informative}
         V, U, alpha, objective = _iterate(
@@ -363,6 +398,18 @@ class _Exponential:
             raise NonFiniteError("the responses are too large for their norms: lower --scale")
         U = normalize(value, dim=1)
         return gradient, U, (U * value).sum(1)
+
+
+def _check_state(state: State, d: Derivatives, m: int) -> None:
+    """Refuses a state of another fit.
+
+    Raises:
+        UsageError: its factors have other shapes.
+    """
+    if tuple(state.V.shape) != (m, d.dim):
+        raise UsageError(f"the state to resume from holds {tuple(state.V.shape)} factors, not {(m, d.dim)}")
+    if tuple(state.U.shape) not in ((0, d.dim_out), (m, d.dim_out)):
+        raise UsageError(f"the state to resume from holds {tuple(state.U.shape)} outputs, not {(m, d.dim_out)}")
 
 
 def _start(d: Derivatives, m: int, d_proj: int, start: str, seed: int, stages: "_Stages") -> State:

@@ -1,12 +1,13 @@
 """Completions: prompts times steering vectors, in batches, by the model's own `generate`."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import GenerationConfig
 
 from dct.batching import in_batches
 from dct.errors import DctError
@@ -46,7 +47,7 @@ class _Streamer:
 
 def end_ids(lm: LanguageModel) -> set[int]:
     """Tokens that end a completion."""
-    configured = lm.model.generation_config.eos_token_id
+    configured = getattr(lm.model.generation_config, "eos_token_id", None)
     ends = configured if isinstance(configured, list) else [configured]
     return {int(e) for e in [*ends, lm.tokenizer.eos_token_id] if e is not None}
 
@@ -95,6 +96,35 @@ def _shifted(on_token: OnToken, first: int) -> OnToken:
     return lambda row, text: on_token(first + row, text)
 
 
+def _settings(lm: LanguageModel, pad: int, ends: set[int], max_new_tokens: int, temperature: float) -> GenerationConfig:
+    """Greedy, or drawn from the model's own distribution at a temperature; of the checkpoint's settings only the tokens
+    that begin, pad and end a text are taken. Penalties, forced or forbidden words, beams, shortlists and the like would
+    make another model's answers of it.
+    """
+    draws: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        bos_token_id=getattr(lm.model.generation_config, "bos_token_id", None),
+        pad_token_id=pad,
+        eos_token_id=sorted(ends) or None,
+        num_beams=1,
+        use_cache=True,
+        **draws if temperature > 0 else {"do_sample": False},
+    )
+
+
+@contextmanager
+def _instead(lm: LanguageModel, settings: GenerationConfig) -> Iterator[None]:
+    """Puts settings in the place of the checkpoint's own while the context lasts: `generate` fills in from those
+    whatever it is not given."""
+    own = lm.model.generation_config
+    lm.model.generation_config = settings
+    try:
+        yield
+    finally:
+        lm.model.generation_config = own
+
+
 @torch.no_grad()
 def _generate(
     lm: LanguageModel,
@@ -114,18 +144,13 @@ def _generate(
     # Padding goes to the left, is masked, and is not steered.
     ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=lm.device)
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
-    options: dict[str, Any] = {"do_sample": temperature > 0, "pad_token_id": pad, "eos_token_id": sorted(ends) or None}
-    options |= {"temperature": temperature} if temperature > 0 else {"temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         torch.manual_seed(seed)
     streamer = None if on_token is None else _Streamer(lm, len(rows), on_token)
-    with nullcontext() if vectors is None else steer(lm, vectors, layer, tokens):
+    settings = _settings(lm, pad, ends, max_new_tokens, temperature)
+    with nullcontext() if vectors is None else steer(lm, vectors, layer, tokens), _instead(lm, settings):
         out = lm.model.generate(  # type: ignore[operator]
-            ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            streamer=streamer,
-            **options,
+            ids, attention_mask=mask, streamer=streamer, generation_config=settings
         )
     texts = []
     for row in out[:, longest:].tolist():

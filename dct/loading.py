@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dct import compat
 from dct.aliases import ALIASES, DEMO
+from dct.chat import load_tokenizer
 from dct.checkpoint import STRIDE, Checkpoint
 from dct.errors import DctError, UsageError
 from dct.memory import available, human_bytes
@@ -93,7 +94,7 @@ def load(
     }
     try:
         checkpoint = Checkpoint.open(where, lambda model: find_layers(model, layers)[0], **common)
-        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        tokenizer = load_tokenizer(where, tell=tell, **common)
     except DctError:
         raise
     except Exception as error:

@@ -1,12 +1,13 @@
 """A language model as the method sees it: a tokenizer, a list of blocks, and the numbers that name them.
 
-Knows where the blocks of any decoder language model of transformers are and how text becomes tokens. Knows nothing of
-files (see `loading`), slices, steering or factors, and never runs a block (see `blocks`).
+Knows where the blocks of any decoder language model of transformers are. Knows nothing of how text becomes tokens (see
+`chat`), files (see `loading`), slices, steering or factors, and never runs a block (see `blocks`).
 """
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dct import compat
 from dct.aliases import LAYERS
+from dct.chat import Chat, same_ids
 from dct.checkpoint import Checkpoint
 from dct.errors import DctError, UsageError
 
@@ -36,6 +38,10 @@ class LanguageModel:
             that has only some of its blocks are not in memory either.
         memory: bytes to stay within on its device; left out, what is free.
         offload: folder of the weights that accelerate brings into memory when a block runs, if any.
+        reply_prefix: what replies begin with, behind the chat template; left out, nothing, or the end of a block of
+            thought that the template opens.
+        escape_control: read control tokens in prompts as the text that they are written with.
+        tell: called with what the user should know of how prompts are read, each thing once; left out, it is a warning.
     """
 
     model: PreTrainedModel
@@ -47,6 +53,9 @@ class LanguageModel:
     resident: range | None = None
     memory: int | None = None
     offload: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
+    reply_prefix: str | None = None
+    escape_control: bool = False
+    tell: Callable[[str], None] | None = field(default=None, repr=False)
     layers: nn.ModuleList = field(init=False, repr=False)
     behind: tuple[Any, ...] | None = field(init=False, repr=False, default=None)
     """What its blocks return behind the stream, where they return tuples; known once a prompt has been recorded (see
@@ -57,6 +66,8 @@ class LanguageModel:
     """What its blocks add to the stream; known once something was ablated (see `writers`)."""
     verified: set[tuple[str, int, int]] = field(init=False, repr=False, default_factory=set)
     """What has been held against the model's own run: a check, source and target (see `verification`)."""
+    _said: set[str] = field(init=False, repr=False, default_factory=set)
+    _kept_ids: dict[tuple[Any, ...], tuple[int, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.layers_path, self.layers = find_layers(self.model, self.layers_path)
@@ -72,6 +83,11 @@ class LanguageModel:
     def width(self) -> int:
         """Width d of the residual stream."""
         return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model knows: 0 to one less than this."""
+        return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +115,22 @@ class LanguageModel:
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(getattr(self.tokenizer, "chat_template", None))
+        return self.chat.has_template
+
+    @property
+    def chat(self) -> Chat:
+        """How prompts become tokens (see `chat`)."""
+        return Chat(self.tokenizer, self.name, self.reply_prefix, self.escape_control, self._say)
+
+    def _say(self, kind: str, remark: str) -> None:
+        """Says what the user should know, each kind of remark once."""
+        if kind in self._said:
+            return
+        self._said.add(kind)
+        if self.tell is not None:
+            self.tell(remark)
+        else:
+            warnings.warn(remark, stacklevel=2)
 
     def render(self, prompt: str, system: str | None = None, *, opened: bool = True) -> str:
         """The text that the model reads for a prompt: its chat template up to where the answer begins (or, not
@@ -107,47 +138,44 @@ class LanguageModel:
         model has no template.
 
         Raises:
-            DctError: the model's template takes no system message.
+            DctError: the template fails, does not end, takes no system message, or leaves out what it is given.
         """
-        if not self.has_chat_template:
-            return f"{system}\n\n{prompt}" if system else prompt
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
-        try:
-            # Reasoning models open a scratch pad unless told not to; the first token of the answer is what is scored.
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opened, enable_thinking=False
-            )
-        except Exception as error:
-            if system:
-                raise DctError(
-                    f"the chat template of {self.name} takes no system message ({error}); drop --system"
-                ) from error
-            raise
-        return str(text)
+        return self.chat.render(prompt, system, opened=opened).text
 
     def tokens(self, prompt: str, system: str | None = None) -> list[int]:
-        """Token ids of a rendered prompt; special tokens come from the template where there is one."""
-        text = self.render(prompt, system)
-        return list(self.tokenizer(text, add_special_tokens=not self.has_chat_template)["input_ids"])
+        """Token ids of a rendered prompt; special tokens come from the template where there is one.
+
+        A template that reads the clock is asked once for each prompt: what it said then stays.
+        """
+        key = self._key(prompt, system)
+        if key in self._kept_ids:
+            return list(self._kept_ids[key])
+        rendered = self.chat.render(prompt, system)
+        ids = self.chat.ids(rendered)
+        if rendered.changing:
+            self._kept_ids[key] = tuple(ids)
+        return ids
+
+    def keep(self, prompts: Sequence[str], rows: Sequence[Sequence[int]], system: str | None = None) -> None:
+        """Makes these rows the token ids of these prompts from now on: those that a run was fitted on."""
+        for prompt, row in zip(prompts, rows, strict=True):
+            self._kept_ids[self._key(prompt, system)] = tuple(int(k) for k in row)
+
+    def _key(self, prompt: str, system: str | None) -> tuple[Any, ...]:
+        return prompt, system or None, self.reply_prefix, self.escape_control
 
     @property
     def opening(self) -> list[int]:
         """Token ids that the chat template opens the model's reply with, behind the end of the user's message; none
         where there is no template or it opens no reply.
         """
-        if not self.has_chat_template:
-            return []
-        asked, opened = self.render("Hello", opened=False), self.render("Hello")
-        if not opened.startswith(asked):
-            return []
-        return list(self.tokenizer(opened[len(asked) :], add_special_tokens=False)["input_ids"])
+        return self.chat.opening()
 
     def encode(self, prompts: Sequence[str], system: str | None = None) -> list[list[int]]:
         """Token ids of several prompts, none of them padded or truncated.
 
         Raises:
-            DctError: no prompts, an empty prompt, or one longer than the model's context.
+            DctError: no prompts, an empty prompt, one that is no text, or one longer than the model's context.
         """
         if not prompts:
             raise DctError("no prompts: give --prompts a file with at least one line, or a literal --prompt")
@@ -156,26 +184,24 @@ class LanguageModel:
         for number, prompt in enumerate(prompts, start=1):
             if not prompt.strip():
                 raise DctError(f"prompt {number} of {len(prompts)} is empty: remove it or fill it in")
+            if any("\ud800" <= c <= "\udfff" for c in prompt):
+                raise DctError(
+                    f"prompt {number} of {len(prompts)} holds half of a character (a lone surrogate): mend it"
+                )
             row = self.tokens(prompt, system)
             if not row:
                 raise DctError(f"prompt {number} of {len(prompts)} has no tokens: {prompt!r}")
             if limit and len(row) > limit:
                 raise DctError(f"prompt {number} has {len(row)} tokens and {self.name} reads {limit}: shorten it")
             rows.append(row)
+        same = same_ids(rows, prompts)
+        if same is not None:
+            self._say("same", f"prompts {same[0]} and {same[1]} differ, and are the same tokens to {self.name}")
         return rows
 
     def continuation(self, word: str, system: str | None = None) -> list[int]:
         """Token ids of `word` as the first word of an answer (with the space that plain text puts before it)."""
-        probe = "Hello"
-        before = self.tokens(probe, system)
-        joined = self.render(probe, system) + (word if self.has_chat_template else " " + word)
-        after = list(self.tokenizer(joined, add_special_tokens=not self.has_chat_template)["input_ids"])
-        if not self.has_chat_template and self.tokenizer.eos_token_id in (before[-1], after[-1]):
-            before = [t for t in before if t != self.tokenizer.eos_token_id]
-            after = [t for t in after if t != self.tokenizer.eos_token_id]
-        if after[: len(before)] == before and len(after) > len(before):
-            return after[len(before) :]
-        return list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+        return self.chat.continuation(word, system)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

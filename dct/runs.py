@@ -1,21 +1,32 @@
 """Run folders: what a fit leaves behind, under `runs/` unless told otherwise, and how the newest is found."""
 
-import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dct import plainjson
+from dct.contents import RANKING
+from dct.contents import STATE as STATE_CONTENT
 from dct.errors import DctError
-from dct.factors import Factors, read_tensors, write_tensors, write_whole
+from dct.factors import Factors, bent_row, content_faults
 from dct.fitting import State
+from dct.lock import TakenError, held
+from dct.tensorfile import as_stored, read_tensors, write_tensors
+from dct.writing import write_whole
 
 RUNS = Path("runs")
 FACTORS = "factors.safetensors"
 STATE = "state.safetensors"
 RANK = "rank.json"
 STATE_FORMAT = "dct-state"
+
+COPY = "copy the run to another folder"
 
 
 @dataclass(frozen=True)
@@ -39,47 +50,157 @@ class Run:
     def ranking(self) -> Path:
         return self.folder / RANK
 
+    @property
+    def superseded(self) -> bool:
+        """Whether the state is that of the very fit whose factors are there: whoever wrote them was stopped before it
+        could drop it. A state says which factors were there when its fit began; those of now are others.
+        """
+        if not (self.state.exists() and self.factors.exists()):
+            return False
+        try:
+            config = read_tensors(self.state, STATE_FORMAT, ()).config
+            return "beside" in config and config["beside"] != Factors.load(self.factors).digest
+        except DctError:  # whoever opens them says what is wrong
+            return False
+
+    def beside(self) -> str | None:
+        """The digest of the factors that are there now; None if there are none that can be read."""
+        try:
+            return Factors.load(self.factors).digest if self.factors.exists() else None
+        except DctError:
+            return None
+
     def save_state(self, state: State, config: dict[str, Any]) -> None:
-        """Writes where a fit stands, whole or not at all."""
-        objective = torch.tensor(state.objective, dtype=torch.float64).reshape(-1, 3)
+        """Writes where a fit stands, whole or not at all.
+
+        Raises:
+            DctError: what is to be saved could not be resumed from, or cannot be written.
+        """
         # Objective values go through JSON, where float64 survives exactly; V and U are float32 already.
-        write_tensors(
-            self.state, STATE_FORMAT, {"V": state.V, "U": state.U}, {**config, "objective": objective.tolist()}
-        )
+        config = {**config, "objective": [list(row) for row in state.objective]}
+        tensors = as_stored({"V": state.V, "U": state.U})
+        wrong = state_faults(tensors, config)
+        if wrong is not None:
+            raise DctError(f"cannot save the state of this fit: {wrong}")
+        write_tensors(self.state, STATE_FORMAT, tensors, config)
 
     def load_state(self) -> tuple[State, dict[str, Any]]:
         """Reads where a fit stood.
 
         Raises:
-            DctError: there is no such file, or it is damaged.
+            DctError: there is no such file, or it is damaged, changed or inconsistent in itself.
         """
-        tensors, config = read_tensors(self.state, STATE_FORMAT, ("V", "U"))
-        objective = config.pop("objective", [])
-        return State(tensors["V"], tensors["U"], objective), config
+        tensors, config, protected = read_tensors(self.state, STATE_FORMAT, ("V", "U"))
+        wrong = state_faults(tensors, config)
+        if wrong is not None:
+            raise DctError(f"{self.state} is damaged: {wrong}; start over with --force")
+        objective = [[float(x) for x in row] for row in config.pop("objective")]
+        return State(tensors["V"], tensors["U"], objective, unprotected=not protected), config
+
+    def drop_state(self) -> None:
+        """Forgets an interrupted fit."""
+        self.state.unlink(missing_ok=True)
 
     def save_factors(self, factors: Factors) -> None:
-        """Writes the factors and drops the state that they replace."""
+        """Writes the factors and drops the state and the ranking that they replace. Wherever that is cut short, what is
+        left behind is known for what it is: the state by `superseded`, the ranking by the digest in it.
+        """
         factors.save(self.factors)
-        self.state.unlink(missing_ok=True)
-        self.ranking.unlink(missing_ok=True)  # it ranks the factors that were here before
+        self.drop_state()
+        self.ranking.unlink(missing_ok=True)
 
-    def save_ranking(self, content: dict[str, Any]) -> None:
-        write_whole(self.ranking, (json.dumps(content, indent=1) + "\n").encode())
+    def save_ranking(self, content: dict[str, Any], factors: Factors) -> dict[str, Any]:
+        """Writes `rank.json`, tied to the factors that were ranked, with null for NaN and infinity.
+
+        Returns:
+            What was written.
+
+        Raises:
+            DctError: the folder holds other factors by now, the content could not be read again, or the file cannot be
+                written.
+        """
+        content = plainjson.finite({**content, "factors": factors.digest})
+        wrong = ranking_faults(content, factors)
+        if wrong is not None:
+            raise DctError(f"cannot save the ranking: {wrong}")
+        if self.beside() != content["factors"]:
+            raise DctError(f"{self.factors} has changed while it was ranked: run `dct rank` again")
+        write_whole(self.ranking, (plainjson.dumps(content, indent=1) + "\n").encode(), COPY)
+        if self.superseded:
+            self.drop_state()
+        return content
 
     def load_ranking(self) -> dict[str, Any]:
         """Reads `rank.json`.
 
         Raises:
-            DctError: not ranked yet, or the file is damaged.
+            DctError: not ranked yet; the file is damaged, or ranks other factors than those that are there.
         """
         if not self.ranking.is_file():
             raise DctError(f"{self.folder} has not been ranked: run `dct rank {self.folder}` first")
         try:
-            content = json.loads(self.ranking.read_text(encoding="utf-8"))
-            [str(v["vector"]) for v in content["vectors"]]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise DctError(f"{self.ranking} is damaged: run `dct rank` again") from error
-        return content
+            content = plainjson.loads(self.ranking.read_bytes())
+        except (ValueError, OSError) as error:
+            raise self._damaged(str(error)) from error
+        wrong = RANKING.wrong(content, "")
+        if wrong is not None:
+            raise self._damaged(f"it has {wrong}")
+        factors = Factors.load(self.factors)
+        # Beside factors that nothing protects a ranking of the same age is not tied to them either.
+        if content.get("factors") != factors.digest and not (factors.unprotected and "factors" not in content):
+            raise DctError(f"{self.ranking} ranks other factors than {self.factors}: run `dct rank` again")
+        wrong = ranking_faults(content, factors)
+        if wrong is not None:
+            raise self._damaged(wrong)
+        return dict(content)
+
+    def _damaged(self, why: str) -> DctError:
+        return DctError(f"{self.ranking} is damaged: run `dct rank` again ({why})")
+
+
+def state_faults(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> str | None:
+    """What keeps float32 tensors and a config from being the state of a fit; None where nothing does."""
+    wrong = state_content_faults(config)
+    if wrong is not None:
+        return wrong
+    if "objective" not in config:
+        return "it has no objective"
+    V, U, options, done = tensors["V"], tensors["U"], config["options"], len(config["objective"])
+    melbo = options["method"] == "melbo"
+    if V.ndim != 2 or U.ndim != 2 or not V.numel() or len(U) not in ((0, len(V)) if not done else (len(V),)):
+        return "its V and U do not belong together"
+    if len(V) != (done if melbo else options["factors"]) or done > options["factors" if melbo else "iterations"]:
+        return (
+            f"it holds {len(V)} vectors after {done} steps of a fit of {options['factors']} in {options['iterations']}"
+        )
+    if not bool(torch.isfinite(V).all() and torch.isfinite(U).all()):
+        return "its V or U holds NaN or infinity"
+    return bent_row("V", V) or bent_row("U", U, or_zero=True)
+
+
+def state_content_faults(config: dict[str, Any]) -> str | None:
+    """What keeps a config, with an objective or before the first iteration without, from being that of a state."""
+    return content_faults(STATE_CONTENT, {"objective": [], **config})
+
+
+def ranking_faults(content: dict[str, Any], factors: Factors) -> str | None:
+    """What keeps a ranking from being one of these factors; None where nothing does."""
+    wrong = RANKING.wrong(content, "")
+    if wrong is not None:
+        return f"it has {wrong}"
+    names = [vector["vector"] for vector in content["vectors"]]
+    if len(set(names)) < len(names):
+        return "it names a vector twice"
+    beyond = next((name for name in names if int(name.removeprefix("-")) >= len(factors)), None)
+    if beyond is not None:
+        return f"it names vector {beyond} of {len(factors)}"
+    if "scale" in content and "scales" in content:
+        tried = [content["scale"] * c for c in content["scales"]]
+        for vector in content["vectors"]:
+            norm = vector.get("scale")
+            if norm is not None and not any(math.isclose(norm, one, rel_tol=1e-6) for one in tried):
+                return f"vector {vector['vector']} has the scale {norm:.4g}, which was not tried"
+    return None
 
 
 def new_run(out: Path | None, name: str) -> Run:
@@ -99,6 +220,25 @@ def new_run(out: Path | None, name: str) -> Run:
     return Run(folder, folder / FACTORS)
 
 
+@contextmanager
+def claimed(out: Path | None, name: str) -> Iterator[Run]:
+    """A run as of `new_run`, its folder made and kept for this process; an empty one goes again at the end.
+
+    Raises:
+        DctError: `out` is a file, cannot be written, or another process writes into it.
+    """
+    with ExitStack() as stack:
+        while True:
+            run = new_run(out, name)
+            try:
+                stack.enter_context(held(run.folder, new=out is None))
+                break
+            except TakenError:  # a name that another process took in the same moment
+                if out is not None:
+                    raise
+        yield run
+
+
 def find_run(where: Path | None, wanted: str = FACTORS) -> Run:
     """A run by its folder or factors file; left out, the newest one under `runs/` that holds `wanted`.
 
@@ -107,18 +247,21 @@ def find_run(where: Path | None, wanted: str = FACTORS) -> Run:
     """
     if where is None:
         found = sorted(RUNS.glob(f"*/{wanted}"), key=lambda p: p.stat().st_mtime_ns)
-        if not found:
+        runs = [Run(path.parent, path.parent / FACTORS) for path in reversed(found)]
+        run = next((run for run in runs if wanted != STATE or not run.superseded), None)
+        if run is None:
             what = "no run" if wanted == FACTORS else "no interrupted run"
             raise DctError(f"{what} under {RUNS}/: make one with `dct fit`, or name a run folder or factors file")
-        return Run(found[-1].parent, found[-1].parent / FACTORS)
+        return run
     if where.is_dir():
+        run = Run(where, where / FACTORS)
+        if wanted == STATE and run.factors.exists() and (not run.state.exists() or run.superseded):
+            raise DctError(f"{where} is finished: there is nothing to resume; `dct rank {where}` goes on from it")
         if not (where / wanted).exists():
             unfinished = wanted == FACTORS and (where / STATE).exists()
             cure = f"finish it with `dct fit --resume --out {where}`" if unfinished else "make one with `dct fit`"
-            if wanted == STATE and (where / FACTORS).exists():
-                raise DctError(f"{where} is finished: there is nothing to resume; `dct rank {where}` goes on from it")
             raise DctError(f"{where} holds no {wanted}: {cure}")
-        return Run(where, where / FACTORS)
+        return run
     if not where.exists():
         raise DctError(f"no run folder or factors file {where}; `dct fit` makes one under {RUNS}/")
     return Run(where.parent, where)

@@ -141,6 +141,11 @@ class Slice:
         return self.lm.device
 
     @property
+    def resolution(self) -> float:
+        """Relative rounding of the numbers that the blocks compute in."""
+        return float(torch.finfo(self.lm.dtype).eps)
+
+    @property
     def info(self) -> dict[str, Any]:
         """What factors fitted to this slice must know to be used again; JSON types only."""
         return {

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 # Shapes in signatures are checked while the tests run. The hook must be in place before the core is imported.
 CORE = """ablation batching blocks calibration checkpoint compilation derivatives estimate factors fitting generation
-loading melbo memory model narrowing packing ranking recording slice steering
+loading melbo memory model narrowing packing ranking recording saving slice steering
 streamwatch tasks verification writers"""
 jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartype.beartype")
 

@@ -179,7 +179,7 @@ def test_run_folder_and_factors_header(workplace, model_folder):
         assert all(file.get_tensor(name).dtype == torch.float32 for name in shapes)
         assert all(bool(file.get_tensor(name).isfinite().all()) for name in shapes)
     assert shapes == {"V": (24, 32), "U": (24, 32), "alpha": (24,), "objective": (2, 3)}
-    assert (metadata["format"], metadata["format_version"]) == ("dct-factors", "1")
+    assert (metadata["format"], metadata["format_version"]) == ("dct-factors", "2")
     info = strict(metadata["config"])
     expected = {"model": str(model_folder), "source": 1, "target": 4, "method": "exponential", "scale": 0.85,
                 "lambda": None, "prompts": prompts, "prompts_hash": fingerprint(prompts), "positions": 2, "seed": 3,
@@ -525,6 +525,23 @@ def test_saved_model_says_what_the_ablated_one_said(fitted):
     assert said != done["completions"][0]["before"]
     assert json.loads(Path("edited/dct.json").read_text())["ablated"] == done["vectors"]
     ok("models", "edited")
+
+
+def test_edited_model_is_saved_in_another_type_or_as_an_adapter(fitted, plain):
+    few = ["ablate", "--vector", 17, "--prompt", "a", "--max-new-tokens", 1, *MILD, "--save"]
+    small = as_json(*few, "small", "--save-dtype", "bfloat16")
+    assert small["written"]["dtypes"] == ["bfloat16"]
+    assert 0 < small["written"]["rounding"]["lost"] < 1
+    assert {t.dtype for t in load_file("small/model.safetensors").values()} == {torch.bfloat16}
+    said = ok(*few, "again", "--save-dtype", "bfloat16").output
+    assert re.search(r"bfloat16 rounds .*% of the edit survives.*--save-as adapter", " ".join(said.split()))
+    adapter = as_json(*few, "adapter", "--save-as", "adapter")
+    assert (adapter["written"]["form"], adapter["written"]["edited"]) == ("adapter", 10)
+    assert sorted(p.name for p in Path("adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "dct.json",
+    ]
 
 
 def test_several_directions_are_removed_at_once_or_as_one(fitted):

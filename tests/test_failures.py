@@ -411,7 +411,10 @@ DAMAGE = {
     "random bytes": (lambda f: f.write_bytes(bytes(range(256)) * 20), "is damaged"),
     "flipped header": (flipped, "is damaged"),
     "other format": (lambda f: rewritten(f, {"format": "pt"}), "is not a dct-factors file"),
-    "other version": (lambda f: rewritten(f, {"format_version": "2"}), "has format version 2 and this dct reads 1"),
+    "other version": (
+        lambda f: rewritten(f, {"format_version": "3"}),
+        "has format version 3 and this dct reads 1 and 2",
+    ),
     "no config": (lambda f: rewritten(f, {"config": "{"}), "is damaged"),
     "no V": (lambda f: rewritten(f, V=None), "lacks V"),
     "no alpha": (lambda f: rewritten(f, alpha=None), "lacks alpha"),
@@ -447,7 +450,9 @@ def test_factors_of_a_model_whose_weights_changed_are_refused(workplace, model_f
 
 
 def test_factors_of_another_width_are_refused_even_by_force(fitted):
-    rewritten(fitted / "factors.safetensors", V=torch.eye(3, 16))
+    narrow = dct.Factors.load(fitted / "factors.safetensors")
+    narrow.V = torch.eye(3, 16)
+    narrow.save(fitted / "factors.safetensors")
     fails("steer", "--vector", 1, "--prompt", "a", "--force", says="width 16 .* has 32")
 
 
@@ -563,6 +568,10 @@ def test_save_does_not_overwrite(fitted, model_folder):
     words = ["ablate", "--vector", 1, "--prompt", "a", "--save"]
     fails(*words, "full", says="--save full exists and is not empty: name a new folder")
     fails(*words, "mild.txt", says="--save mild.txt exists")
+    fails(*words, ".", says="--save . exists and is not empty")
+    fails(*words, "new", "--save-dtype", "int4", says="unknown --save-dtype 'int4': choose auto, float32", code=2)
+    fails(*words, "new", "--save-as", "gguf", says="unknown --save-as 'gguf': choose model or adapter", code=2)
+    fails(*words[:-1], "--save-as", "adapter", says="say how to --save: give a folder too", code=2)
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------

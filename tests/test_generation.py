@@ -1,5 +1,7 @@
 """Completions, against transformers' own `generate` on one prompt at a time and against a loop without a cache."""
 
+import json
+
 import pytest
 import torch
 from conftest import CONFIGS, VOCABULARY, WIDTH, random_model
@@ -178,3 +180,91 @@ def test_one_vector_for_each_prompt(llama):
 
 def test_nothing_to_complete(llama):
     assert complete(llama, []) == []
+
+
+# --- a checkpoint's own settings --------------------------------------------------------------------------------------
+
+SETTINGS = [
+    {"repetition_penalty": 5.0},
+    {"no_repeat_ngram_size": 1},
+    {"encoder_repetition_penalty": 3.0},
+    {"guidance_scale": 3.0},
+    {"num_beams": 4},
+    {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+    {"num_return_sequences": 2, "num_beams": 2},
+    {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True},
+    {"stop_strings": ["t1", "t2"]},
+    {"suppress_tokens": list(range(4, 250))},
+    {"begin_suppress_tokens": list(range(4, 250))},
+    {"bad_words_ids": [[k] for k in range(4, 250)]},
+    {"forced_bos_token_id": 9},
+    {"forced_eos_token_id": 2},
+    {"exponential_decay_length_penalty": (1, 3.0)},
+    {"min_length": 60},
+    {"min_new_tokens": 60},
+    {"max_length": 3},
+    {"max_time": 1e-6},
+    {"do_sample": True, "temperature": 9.0, "top_k": 3, "top_p": 0.1, "typical_p": 0.2, "min_p": 0.5},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"sequence_bias": [[[9], 100.0]]},
+    {"watermarking_config": {"bias": 20.0, "seeding_scheme": "lefthash"}},
+    {"prompt_lookup_num_tokens": 3},
+    {"use_cache": False},
+    {"remove_invalid_values": True, "renormalize_logits": True},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: next(iter(s)))
+def test_greedy_is_greedy_whatever_the_checkpoint_prefers(llama, settings):
+    """Against a loop over the model's own forward; steering of the generated tokens alone needs the cache."""
+    wanted = [greedy(llama, ids) for ids in IDS]
+    theta = 3 * vectors()
+    steered = complete(llama, IDS, theta, 2, tokens="prompt", max_new_tokens=NEW)
+    own = llama.model.generation_config
+    for name, value in settings.items():
+        setattr(own, name, value)
+    before = own.to_dict()
+    assert complete(llama, IDS, max_new_tokens=NEW) == wanted
+    assert complete(llama, IDS, theta, 2, tokens="prompt", max_new_tokens=NEW) == steered
+    assert llama.model.generation_config is own
+    assert own.to_dict() == before
+
+
+def test_the_checkpoints_settings_come_back_after_an_error(llama, monkeypatch):
+    own = llama.model.generation_config
+
+    def broken(*args, **options):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(llama.model, "generate", broken)
+    with pytest.raises(ValueError, match="broken"):
+        complete(llama, IDS)
+    assert llama.model.generation_config is own
+
+
+def test_sampling_is_from_the_whole_distribution(llama):
+    """First tokens drawn at temperature 2 follow softmax(logits / 2): transformers' own shortlist of 50 is not taken,
+    nor the checkpoint's of one."""
+    llama.model.generation_config.top_k = 1
+    llama.model.generation_config.top_p = 0.1
+    rows = 1000
+    said = complete(llama, [IDS[1]] * rows, max_new_tokens=1, temperature=2.0, batch=rows)
+    with torch.no_grad():
+        wanted = torch.softmax(llama.model(torch.tensor([IDS[1]])).logits[0, -1] / 2, dim=-1)
+    got = torch.zeros(VOCABULARY)
+    for text in said:
+        got[int(text[1:]) if text else 2] += 1 / rows  # special tokens are not written: t0 to t2
+    got[:3], wanted[:3] = 0, 0
+    assert int((got > 0).sum()) > 100
+    assert float((got - wanted).abs().sum()) < 0.5  # sampling noise of 1,000 draws from 300 words
+
+
+def test_greedy_is_greedy_from_a_folder(llama, tmp_path):
+    """The settings as users meet them: in `generation_config.json`."""
+    llama.model.save_pretrained(tmp_path)
+    llama.tokenizer.save_pretrained(tmp_path)
+    written = {"repetition_penalty": 4.0, "num_beams": 3, "no_repeat_ngram_size": 1, "eos_token_id": [2, 7]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(written))
+    lm = dct.load(str(tmp_path), device="cpu")
+    assert end_ids(lm) == {2, 7}
+    assert complete(lm, IDS, max_new_tokens=NEW) == [greedy(llama, ids) for ids in IDS]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dct import prompt_files
 from dct.errors import DctError, UsageError
 from dct.prompts import PACKAGED, PromptSet, default_origin, fingerprint, read
 
@@ -263,3 +265,194 @@ def test_fingerprint_depends_on_text_order_and_boundaries():
     prints = [fingerprint(t) for t in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"])]
     assert len(set(prints)) == len(prints)
     assert fingerprint(["a", "b"]) == prints[0]
+
+
+# --- files that would be misread --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["P.TXT", "p.JSONL", "p.JsOn", "p.CSV", "p.Tsv", "p.ndjson", "p.JSONLINES", "p.tab"])
+def test_endings_count_in_any_case_of_letters(workplace, name):
+    kind = name.lower().rsplit(".")[-1]
+    rows = ["a, b", "c"]
+    delimiter = {"csv": ",", "tsv": "\t", "tab": "\t"}.get(kind)
+    if kind == "txt":
+        content = "\n".join(rows)
+    elif kind == "json":
+        content = json.dumps([{"prompt": r} for r in rows])
+    elif delimiter:
+        out = io.StringIO()
+        csv.writer(out, delimiter=delimiter).writerows([["prompt"], *([r] for r in rows)])
+        content = out.getvalue()
+    else:
+        content = "\n".join(json.dumps({"prompt": r}) for r in rows)
+    (workplace / name).write_text(content)
+    assert read(name).texts == tuple(rows)
+
+
+@pytest.mark.parametrize(
+    "coding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+)
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
+def test_byte_order_marks_and_line_ends(workplace, coding, ends, name):
+    rows = ["héllo 中文 😀", "second"]
+    lines = {"p.txt": rows, "p.csv": ["prompt", *rows], "p.jsonl": [json.dumps({"prompt": r}) for r in rows]}[name]
+    mark = "\ufeff" if coding.endswith(("le", "be")) else ""
+    (workplace / name).write_bytes((mark + ends.join(lines) + ends).encode(coding))
+    assert read(name).texts == tuple(rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('prompt\n"first\nsecond\nthird\n', 2),
+        ('prompt,x\nfine,1\n"also\nfine",2\n"not,3\nmore,4\n', 5),
+        ('prompt,x\n"two\nlines","open\nfor ever\n', 3),
+        ('prompt\n"first\nsecond "quoted" word\n', 2),
+        ('prompt\n"an ""escaped"" quote\nand no end', 2),
+        ('prompt\nfine\n"closed" too early\n', 3),
+    ],
+)
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_an_open_quote_is_refused_with_its_line(workplace, content, line, ends):
+    (workplace / "a.csv").write_bytes(content.replace("\n", ends).encode())
+    with pytest.raises(DctError, match=rf"cannot read a\.csv: the quote that opens on line {line} is not closed"):
+        read("a.csv")
+
+
+def test_quotes_inside_of_plain_fields_are_text(workplace):
+    (workplace / "a.csv").write_text('prompt,x\nHe said "no" and left,1\n5" wide,2\n')
+    assert read("a.csv").texts == ('He said "no" and left', '5" wide')
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({"a": "b"}, "an object"),
+        (["a"], "a list"),
+        (7, "a number"),
+        (0.5, "a number"),
+        (True, "true"),
+        (False, "false"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_values_that_are_no_text_are_refused(workplace, value, shown, name):
+    records = [{"prompt": "fine"}, {"prompt": value}]
+    lines = "\n".join(map(json.dumps, records)) if name == "a.jsonl" else json.dumps(records)
+    (workplace / name).write_text(lines)
+    with pytest.raises(DctError, match=rf"prompt 2 of {name} is {shown} and no text"):
+        read(name)
+    (workplace / name).write_text(json.dumps(value) if name == "a.jsonl" else json.dumps([value]))
+    if not isinstance(value, dict):
+        with pytest.raises(DctError, match=rf"record 1 is {shown}"):
+            read(name)
+
+
+def test_null_is_an_empty_prompt(workplace):
+    (workplace / "a.json").write_text('[{"prompt": "a"}, {"prompt": null}]')
+    with pytest.raises(DctError, match=r"prompt 2 of a\.json is empty: it is null"):
+        read("a.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"prompt": "a"}\n\n\n{"prompt": \n', "line 4: "),
+        ("a.jsonl", '\n{"prompt": "a"} {"prompt": "b"}\n', "line 2: Extra data"),
+        ("a.jsonl", '[\n"a"\n]\n', "line 1: .*over several lines is .json"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n', "line 2: 'prompt' stands twice"),
+        ("a.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "line 2: Extra data.*one value a line is .jsonl"),
+        ("a.json", '["a",\n\n"b"', "line 3: "),
+        ("a.json", "[" * 200_000, "nested too deeply"),
+        ("a.json", '"prompt"', "no list of prompts but a text"),
+        ("a.json", "{}", "no list of prompts but an object"),
+        ("a.json", '[{"prompt": "a\\u0000b"}]', "prompt 1 of a.json holds a NUL"),
+        ("a.json", '["x\\ud800"]', "prompt 1 of a.json holds half of a character"),
+        ("a.json", '[{"prompt": "a"}, "b"]', "record 2 is a text"),
+        ("a.json", '[{"prompt": "a", "answer": {}}]', "the answer of prompt 1 of a.json is an object"),
+        ("a.txt", '{"prompt": "a"}\n{"prompt": "b"}\n', "call it .jsonl"),
+        ("a", '{"prompt": "a"}\n', "call it .jsonl"),
+        ("a.csv", "prompt\nHello, world\n", "row 1 of a.csv has more fields than the heading"),
+        ("a.csv", "prompt,x,prompt\na,b,c\n", "two columns named 'prompt'"),
+        (
+            "a.csv",
+            "How do I bake bread?\nHow do I swim?\n",
+            "has How do I bake bread\\?: .*first line .* is its heading",
+        ),
+        ("a.csv", "prompt;x\na;b\n", "it has prompt;x: pass --column"),
+        ("a.csv", "prompt\n", "a.csv: behind its heading .* holds no prompts"),
+        ("a.csv", "", "holds no prompts"),
+    ],
+)
+def test_a_file_that_would_be_misread_is_refused(workplace, name, content, says):
+    (workplace / name).write_text(content)
+    with pytest.raises(DctError, match=says) as caught:
+        read(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"fine\nbad\0line\n", "line 2 holds a NUL character"),
+        ("fine\nlines\n".encode("utf-16-le"), "line 1 holds a NUL"),
+        (b"caf\xe9 au lait\n", r"byte 3 \(0xe9\) is not utf-8 text"),
+        (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "is not utf-8 text"),
+        (b"PAR1\x15\x04\x15\x00", "NUL"),
+        (b"\xff\xfea", "is not utf-16"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json", "a.jsonl"])
+def test_what_is_no_text_is_refused(workplace, name, content, says):
+    (workplace / name).write_bytes(content)
+    with pytest.raises(DctError, match=rf"cannot read {name}: .*{says}"):
+        read(name)
+
+
+def test_huge_files_are_refused_without_being_read(workplace, monkeypatch):
+    with (workplace / "a.txt").open("wb") as file:
+        file.truncate(prompt_files.MOST_BYTES + 1)
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: pytest.fail("was read"))
+    with pytest.raises(DctError, match=r"cannot read a\.txt: it has 256 MB"):
+        read("a.txt")
+
+
+def test_folders_and_pipes_are_no_prompt_sets(workplace):
+    (workplace / "folder.txt").mkdir()
+    os.mkfifo(workplace / "pipe.txt")
+    with pytest.raises(DctError, match=r"no prompt set 'folder\.txt': it is a folder"):
+        read("folder.txt")
+    with pytest.raises(DctError, match=r"no prompt set 'pipe\.txt': it is a pipe"):
+        read("pipe.txt")
+
+
+def test_a_field_longer_than_csv_reads_by_itself(workplace):
+    (workplace / "a.csv").write_text(f'prompt\n"{"word " * 100_000}"\n')
+    before = csv.field_size_limit()
+    assert read("a.csv").texts == ("word " * 100_000,)
+    assert csv.field_size_limit() == before
+
+
+def test_headings_with_spaces_around(workplace):
+    (workplace / "a.csv").write_text("id, Prompt \n1,a\n")
+    assert read("a.csv").texts == ("a",)
+
+
+def test_hub_values_that_are_no_text(monkeypatch):
+    class Datasets:
+        @staticmethod
+        def load_dataset(name, split):
+            return {"question": ["q1", {"en": "q2"}]}
+
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    with pytest.raises(DctError, match=r"record 2 is an object"):
+        read("hf:owner/set:train:question")
+
+
+def test_repeated_prompts_are_named():
+    assert PromptSet(("a", "b", "c")).repeated is None
+    assert PromptSet(("a", "b", "a ", "b", "a"), origin="p.txt").repeated == (
+        "prompts of p.txt are the same and count as often: 1 and 3 and 5; 2 and 4"
+    )
+    assert PromptSet(("a", "b", "a")).first(2).repeated is None

@@ -1,5 +1,6 @@
 """A figure for each experiment, as SVG and PNG. The only file that needs matplotlib (the extra `bench`)."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from dct.bench.report import file_name
 from dct.bench.tables import Report
 from dct.bench.workshop import Result
 from dct.errors import DctError
+from dct.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,11 +84,9 @@ def draw(folder: Path, reports: Sequence[Report], results: dict[str, list[Result
             figure = painter[report.experiment](report, results[report.experiment], none)
             for ending in ("svg", "png"):
                 path = folder / f"{file_name(report)}.{ending}"
-                try:
-                    figure.savefig(path, metadata={"Date": None} if ending == "svg" else None)
-                except OSError as error:
-                    raise DctError(f"cannot write {path}: {error.strerror or error}") from error
-                written.append(path)
+                drawn = io.BytesIO()
+                figure.savefig(drawn, format=ending, metadata={"Date": None} if ending == "svg" else None)
+                written.append(write_whole(path, drawn.getvalue()))
     return written
 
 

@@ -6,16 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dct import plainjson
 from dct.errors import DctError
-from dct.factors import Factors, write_whole
+from dct.factors import Factors
+from dct.schema import Record, number, text
+from dct.writing import write_whole
 
 VERSION = 1
 """Of what a measurement means: raised when the same settings would give another result."""
 
 
+CELL = Record(needed={"key": text(1), "result": Record(), "seconds": number(0)}, optional={"digest": text(1)})
+"""A measurement's file; those of older versions have no digest."""
+
+
 def key_of(settings: dict[str, Any]) -> str:
     """A short hash of settings (JSON types), the same in every process."""
     return hashlib.sha256(json.dumps([VERSION, settings], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Of everything in a measurement's file but the digest itself."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
@@ -43,24 +56,28 @@ class Records:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["key"] == key and isinstance(content["result"], dict) and content["seconds"] >= 0:
+            content = plainjson.loads(path.read_bytes(), lenient=True)
+            whole = CELL.wrong(content, "") is None and content["key"] == key
+            if whole and content.get("digest", _digest(content)) == _digest(content):
                 return dict(content)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             pass
         self.damaged += 1
         return None
 
     def save(self, experiment: str, key: str, settings: dict[str, Any], result: dict[str, Any], seconds: float) -> None:
-        """Writes a measurement, whole or not at all."""
-        content = {
-            "key": key,
-            "experiment": experiment,
-            "settings": settings,
-            "seconds": round(seconds, 3),
-            "result": result,
-        }
-        write_whole(self._cell(experiment, key), (json.dumps(content, indent=1) + "\n").encode())
+        """Writes a measurement, whole or not at all, with null for NaN and infinity and a digest of all of it."""
+        content = plainjson.finite(
+            {
+                "key": key,
+                "experiment": experiment,
+                "settings": settings,
+                "seconds": round(seconds, 3),
+                "result": result,
+            }
+        )
+        content["digest"] = _digest(content)
+        write_whole(self._cell(experiment, key), (plainjson.dumps(content, indent=1) + "\n").encode())
 
     def load_fit(self, key: str) -> Factors | None:
         """Factors on record; None if there are none or they cannot be read."""

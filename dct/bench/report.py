@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dct import plainjson
 from dct.bench.tables import Report
-from dct.factors import write_whole
+from dct.writing import write_whole
 
 RESULTS = "results.json"
 MARKDOWN = "report.md"
@@ -30,7 +30,7 @@ def write(folder: Path, reports: Sequence[Report], about: dict[str, Any]) -> lis
         if report.rows:
             written.append(write_whole(folder / f"{file_name(report)}.csv", _csv(report).encode()))
     content = {**about, "experiments": {r.experiment: as_json(r) for r in reports}}
-    written.append(write_whole(folder / RESULTS, (json.dumps(content, indent=1) + "\n").encode()))
+    written.append(write_whole(folder / RESULTS, (plainjson.dumps(content, indent=1) + "\n").encode()))
     written.append(write_whole(folder / MARKDOWN, markdown(reports, about).encode()))
     return written
 

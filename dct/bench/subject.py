@@ -171,7 +171,9 @@ class Subject:
     @property
     def identity(self) -> dict[str, Any]:
         """What every measurement depends on; JSON types only."""
+        read = {"reply prefix": self.lm.reply_prefix, "control tokens as text": self.lm.escape_control or None}
         return {
+            **{how: value for how, value in read.items() if value is not None},
             "fingerprint": self.lm.fingerprint,
             "dtype": str(self.lm.dtype).removeprefix("torch."),
             "source": self.source,

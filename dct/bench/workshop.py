@@ -70,6 +70,21 @@ class Workshop:
     def split(self, shuffle: int = 0) -> Split:
         return split(self.subject, self.sizes, shuffle)
 
+    def keep_rendered(self) -> None:
+        """Lets prompts be the tokens that they were when the benchmark was begun, where the chat template reads the
+        clock: an experiment that goes on another day measures on the same."""
+        s = self.subject
+        if not s.lm.chat.render(s.harmful[0], s.system).changing:
+            return
+        tasks = [t for t in (s.task, s.task and s.task.unlocked()) if t is not None]
+        asked = [*s.harmful, *s.harmless, *(q.prompt for t in tasks for q in t.questions)]
+        key = key_of({"subject": s.identity, "rendered": asked})
+        found = self.records.load("rendered", key)
+        rows = found["result"]["ids"] if found is not None else s.lm.encode(asked, s.system)
+        if found is None:
+            self.records.save("rendered", key, {"prompts": len(asked)}, {"ids": rows}, 0.0)
+        s.lm.keep(asked, rows, s.system)
+
     @property
     def d(self) -> int:
         return self.subject.lm.width

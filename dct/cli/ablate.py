@@ -1,14 +1,12 @@
 """`dct ablate`: what a model says, and how it scores, with directions projected out of its weights."""
 
-import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from dct.cli import options as o
+from dct.cli.saving import Saving, saved_rows
 from dct.cli.steer import (
     HARMLESS,
     chosen_vectors,
@@ -47,8 +45,17 @@ def ablate(
     negative: o.Negative = "Sorry",
     harmless: o.Harmless = None,
     system: o.System = None,
+    reply_prefix: o.ReplyPrefix = None,
+    escape_control: o.EscapeControl = None,
     max_new_tokens: o.MaxNew = 64,
     save: Annotated[Path | None, typer.Option(help="Write the edited model to this folder.")] = None,
+    save_dtype: Annotated[
+        str,
+        typer.Option(help="auto, float32, bfloat16 or float16.", show_default="the source's; for an adapter float32"),
+    ] = "auto",
+    save_as: Annotated[
+        str, typer.Option(help="model: all weights; adapter: what changes them, for PEFT, unrounded.")
+    ] = "model",
     seed: o.Seed = 0,
     model: o.RunModel = None,
     dtype: o.Dtype = "auto",
@@ -64,8 +71,11 @@ def ablate(
     terminal = Terminal(as_json, quiet)
     if site not in ("source", "target"):
         raise UsageError(f"unknown --site {site!r}: choose source or target")
+    saving = Saving(save, save_dtype, save_as)
+    saving.check()
     loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
-    opened, factors, lm = open_run(terminal, run, model, force, **loading)
+    reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
+    opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     names = list(chosen_vectors(opened, vector, rank, top))
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
     scored = chosen if prompt or prompts else unseen_prompts(terminal, factors.info, None, None, HARMLESS)
@@ -82,7 +92,7 @@ def ablate(
         words=(positive, negative),
         system=system if system is not None else factors.info.get("system"),
         max_new_tokens=max_new_tokens,
-        save=save,
+        saving=saving,
         seed=seed,
     )
     terminal.result(content)
@@ -102,7 +112,7 @@ def run_ablate(
     words: tuple[str, str] = ("Sure", "Sorry"),
     system: str | None = None,
     max_new_tokens: int = 64,
-    save: Path | None = None,
+    saving: Saving | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Ablates, shows completions, score, damage and leak before and after, and saves the edited model if asked to."""
@@ -116,8 +126,7 @@ def run_ablate(
     from dct.ranking import aggregate as one_for_all
     from dct.ranking import words as compare
 
-    if save is not None and save.exists() and (save.is_file() or any(save.iterdir())):
-        raise DctError(f"--save {save} exists and is not empty: name a new folder")
+    save = saving.folder if saving is not None else None
     directions = torch.stack([chosen(factors, name, site) for name in names])
     if directions.shape[1] != lm.width:
         raise DctError(f"the {site} side has width {directions.shape[1]} and the model {lm.width}")
@@ -141,8 +150,9 @@ def run_ablate(
         before, texts_before, leak_before = scorer(), finish(), leak(lm, directions, probes)
     with terminal.busy("ablating"), ablated(lm, directions, fold_norms=save is not None) as done:
         after, texts_after, leak_after = scorer(), finish(), leak(lm, directions, probes)
-        if save is not None:
-            _save(lm, save, names, aggregate, site)
+        saved = None
+        if saving is not None and save is not None:
+            saved = saving.run(lm, done, {"ablated": names, "aggregate": aggregate, "site": site})
     with terminal.busy("random directions"), ablated(lm, random_directions(len(directions), lm.width, seed + 2)):
         null = scorer().against(before)
     effect = after.against(before)
@@ -168,11 +178,8 @@ def run_ablate(
         ("edit", f"{how}; rank {rank}"),
         ("leak", f"largest component written along the directions {leak_before:.3g} → {leak_after:.3g}"),
     ]
-    if save is not None:
-        rows += [
-            ("saved", f"[bold]{escape(str(save))}[/bold]"),
-            ("next", f"[bold cyan]AutoModelForCausalLM.from_pretrained('{escape(str(save))}')[/bold cyan]"),
-        ]
+    if saved is not None:
+        rows += saved_rows(saved)
     else:
         rows.append(("next", "[bold cyan]--save DIR[/bold cyan]  writes the edited model"))
     terminal.summary(label, rows)
@@ -194,26 +201,5 @@ def run_ablate(
             for p, old, new in zip(prompts.texts, texts_before, texts_after, strict=True)
         ],
         "saved": str(save) if save is not None else None,
+        "written": saved.describe() if saved is not None else None,
     }
-
-
-def _save(lm: "LanguageModel", folder: Path, names: list[str], aggregate: str | None, site: str) -> None:
-    """Writes the model as it is now, with its tokenizer, beside its place and renames it when it is whole."""
-    import shutil
-
-    from safetensors import SafetensorError
-
-    beside = folder.with_name(f".{folder.name}.part")
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, beside, ignore_errors=True)
-        try:
-            lm.model.save_pretrained(beside)
-            lm.tokenizer.save_pretrained(beside)
-            what = {"ablated": names, "aggregate": aggregate, "site": site, "from": lm.name}
-            (beside / "dct.json").write_text(json.dumps(what, indent=1) + "\n")
-            if folder.exists():
-                folder.rmdir()
-            beside.rename(folder)
-        except (OSError, SafetensorError) as error:  # the weights are written by safetensors
-            reason = getattr(error, "strerror", None) or error
-            raise DctError(f"cannot write {folder}: {reason}; free some space or choose another --save") from error

@@ -1,5 +1,6 @@
 """The `dct` application: its commands, and what becomes of an error."""
 
+import signal
 import sys
 
 import typer
@@ -47,6 +48,8 @@ def about(
 def main() -> None:
     """Entry point of the `dct` command: a wrong command line is one line, like every other error."""
     one_heap()
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is the user's Ctrl+C
     try:
         sys.exit(app(standalone_mode=False))
     except typer.Abort:

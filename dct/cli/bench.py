@@ -13,7 +13,7 @@ from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.tasks import OWN, TaskChoice
 from dct.cli.terminal import Terminal, command
-from dct.cli.work import load_model, short_name
+from dct.cli.work import load_model, note_repeated, short_name
 from dct.errors import InterruptedWorkError, UsageError
 from dct.prompts import default_origin, read
 
@@ -54,6 +54,8 @@ def bench(
     ratio: o.Ratio = None,
     scale: o.Scale = None,
     system: o.System = None,
+    reply_prefix: o.ReplyPrefix = None,
+    escape_control: o.EscapeControl = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     seed: o.Seed = 0,
@@ -91,9 +93,12 @@ def bench(
         "layers": layers,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "reply_prefix": reply_prefix,
+        "escape_control": escape_control,
     }
     from dct.bench.subject import Subject, full, organism_folder, organism_judge, organism_unlock
     from dct.bench.subject import quick as small
+    from dct.lock import held
     from dct.model import check_layers, choose_layers
 
     if source is not None and target is not None:
@@ -106,6 +111,8 @@ def bench(
         return default_origin(model, kind)
 
     harmful, mild = read(prompts or origin("harmful"), column), read(harmless or origin("harmless"))
+    note_repeated(terminal, harmful)
+    note_repeated(terminal, mild)
     asked = None
     if task is not None or organism is not None:
         own = task in (None, OWN)
@@ -130,7 +137,8 @@ def bench(
     )
     sizes = (small if quick else full)(subject.lm.width, factors, shuffles)
     folder = out or Path("runs") / f"bench-{short_name(model)}{'-quick' if quick else ''}"
-    content = run_bench(terminal, subject, sizes, folder, experiments, figures and available(), force)
+    with held(folder):
+        content = run_bench(terminal, subject, sizes, folder, experiments, figures and available(), force)
     terminal.result(content)
 
 
@@ -162,6 +170,7 @@ def run_bench(
     if force:
         records.clear()
     w = Workshop(subject, sizes, records)
+    w.keep_rendered()
     with terminal.busy("calibrating"):
         R = w.scale
     parts = w.split()

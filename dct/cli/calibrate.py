@@ -13,7 +13,7 @@ from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.fit import calibrated
 from dct.cli.terminal import Terminal, command, parse_positions
-from dct.cli.work import fit_prompts, load_model
+from dct.cli.work import fit_prompts, load_model, note_repeated
 
 
 @command
@@ -27,6 +27,8 @@ def calibrate(
     n: o.Count = 8,
     column: o.Column = None,
     system: o.System = None,
+    reply_prefix: o.ReplyPrefix = None,
+    escape_control: o.EscapeControl = None,
     positions: o.Positions = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
@@ -46,6 +48,7 @@ def calibrate(
 
     terminal = Terminal(as_json, quiet)
     chosen = fit_prompts(model, prompts, column, prompt, n)
+    note_repeated(terminal, chosen)
 
     def between(depth: int) -> tuple[int, int]:
         from dct.model import choose_layers
@@ -62,6 +65,8 @@ def calibrate(
         layers=layers,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        reply_prefix=reply_prefix,
+        escape_control=escape_control,
     )
     from dct.calibration import DEFAULT_LAMBDA, nonlinearity
     from dct.errors import CalibrationError

@@ -2,6 +2,8 @@
 
 import shlex
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +14,7 @@ from rich.markup import escape
 from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
-from dct.cli.work import fit_prompts, load_model, provenance, short_name
+from dct.cli.work import fit_prompts, keep_prompts, load_model, note_repeated, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError
 from dct.memory import human_bytes, peak
 
@@ -49,6 +51,8 @@ def fit(
     n: o.Count = 8,
     column: o.Column = None,
     system: o.System = None,
+    reply_prefix: o.ReplyPrefix = None,
+    escape_control: o.EscapeControl = None,
     positions: o.Positions = None,
     orthogonalize: Annotated[
         str | None, typer.Option(help="qr (the post's), soft or none.", show_default="soft; quadratic qr")
@@ -92,6 +96,8 @@ def fit(
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
                 "memory": memory,
+                "reply_prefix": reply_prefix,
+                "escape_control": escape_control,
             },
             source=source,
             target=target,
@@ -177,6 +183,7 @@ def resume_recipe(out: Path | None) -> Recipe:
 
     run = find_run(out, STATE)
     state, config = run.load_state()
+    _check_arguments(run, config)
     return Recipe(
         model=config["model"],
         loading=config["loading"],
@@ -198,22 +205,63 @@ def resume_recipe(out: Path | None) -> Recipe:
     )
 
 
+def _check_arguments(run: "Run", config: dict[str, Any]) -> None:
+    """Refuses a state with options that no fit and no loading of a model takes.
+
+    Raises:
+        DctError: there is one.
+    """
+    from inspect import signature
+
+    from dct.fitting import fit as fit_map
+    from dct.loading import load
+
+    for name, taken in (("options", fit_map), ("loading", load)):
+        unknown = set(config[name]) - set(signature(taken).parameters) - {"memory"}
+        if unknown:
+            raise DctError(f"{run.state} is damaged: no fit has {name} {', '.join(sorted(unknown))}; start over")
+
+
 def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "LanguageModel"]:
-    """Calibrates, fits and saves; shows what was learned."""
+    """Calibrates, fits and saves; shows what was learned. Nobody else writes into its folder in the meantime.
+
+    Raises:
+        DctError: another process does, or whatever else keeps it from fitting.
+    """
+    from dct.lock import held
+    from dct.runs import claimed
+
+    with ExitStack() as stack:
+        if recipe.interrupted is not None:
+            stack.enter_context(held(recipe.interrupted.run.folder))
+            recipe = resume_recipe(recipe.interrupted.run.folder)  # as it stands now that nobody writes it
+        elif recipe.out is not None:
+            stack.enter_context(claimed(recipe.out, ""))
+        return _run_fit(terminal, recipe, lambda name: stack.enter_context(claimed(None, name)))
+
+
+def _run_fit(
+    terminal: Terminal, recipe: Recipe, claim: Callable[[str], "Run"]
+) -> tuple["Run", "Factors", "LanguageModel"]:
+    """As `run_fit`, in a folder that is kept for this process; `claim` gives one of a name where the user gave none."""
     # What can be refused is refused before the minutes that loading may take.
     if recipe.source is not None and recipe.target is not None:
         from dct.model import check_layers
 
         check_layers(recipe.source, recipe.target)
     from dct.compilation import check_choice
-    from dct.fitting import check_options
-    from dct.runs import new_run
+    from dct.fitting import check_options, check_scale
+    from dct.runs import new_run, state_content_faults
 
     if recipe.out is not None and recipe.interrupted is None:
         _refuse_overwriting(new_run(recipe.out, ""), recipe.force)
     check_choice(recipe.compile)
-    check_options(**{k: v for k, v in recipe.options.items() if k in ("method", "orthogonalize", "start", "beta")})
+    early = ("method", "orthogonalize", "start", "beta", "tolerance")
+    check_options(**{k: v for k, v in recipe.options.items() if k in early})
+    if recipe.scale is not None:
+        check_scale(recipe.scale)
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
+    note_repeated(terminal, chosen)
 
     def between(depth: int) -> tuple[int, int]:
         from dct.model import choose_layers
@@ -221,6 +269,8 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
         return choose_layers(depth, recipe.model, recipe.source, recipe.target)
 
     lm = load_model(terminal, recipe.model, between=None if recipe.whole else between, **recipe.loading)
+    if recipe.interrupted:
+        keep_prompts(lm, recipe.interrupted.config)
 
     from dct.fitting import default_iterations, default_orthogonalize
     from dct.fitting import fit as fit_map
@@ -231,6 +281,8 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     with terminal.busy("running the prompts"):
         slice_ = Slice(lm, chosen.texts, source, target, recipe.positions, recipe.system)
     _describe(terminal, slice_, len(chosen))
+    if recipe.scale is not None:
+        check_scale(recipe.scale, slice_)
     options = dict(recipe.options)
     if options["factors"] is None:
         options["factors"] = min(512, slice_.dim)
@@ -245,14 +297,16 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
     _announce(terminal, expected, recipe.batch)
     # The other fits go through forward mode, which compiled code does not take.
     gains = expected["seconds"] if method == "exponential" else 0.0
-    run = (
-        interrupted.run
-        if interrupted
-        else new_run(recipe.out, f"{short_name(recipe.model)}-{method}-{source}-{target}")
-    )
+    if interrupted:
+        run = interrupted.run
+    elif recipe.out is not None:
+        run = new_run(recipe.out, "")
+    else:
+        run = claim(f"{short_name(recipe.model)}-{method}-{source}-{target}")
     config = {
         **slice_.info,
         **provenance(lm, chosen),
+        "ids": slice_.ids,
         "loading": recipe.loading,
         "method": method,
         "column": recipe.column,
@@ -262,7 +316,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
         "estimate": expected,
     }
     if interrupted:
-        _same_weights(interrupted, config)
+        _same_fit(terminal, interrupted, config, slice_)
         scale = float(interrupted.config["scale"])
         for key in ("lambda", "calibration", "prompts_origin"):
             config[key] = interrupted.config[key]
@@ -278,7 +332,12 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
             "calibration": {"ratio": found.ratio, "limited": found.limited, "curve": found.curve},
         }
     config["compile"] = "on" if _compiled(terminal, slice_, recipe.compile, gains) else "off"
-    saved = {**config, "options": options, "batch": recipe.batch, "scale": scale}
+    saved = {**config, "options": options, "batch": recipe.batch, "scale": scale, "beside": run.beside()}
+    wrong = state_content_faults(saved)
+    if wrong is not None:  # before the work, not behind it
+        raise DctError(f"this fit could not be saved: {wrong}")
+    if not interrupted:
+        run.drop_state()
 
     try:
         with terminal.progress(f"fitting {options['factors']} factors") as advance:
@@ -385,9 +444,15 @@ def _refuse_overwriting(run: "Run", force: bool) -> None:
         raise DctError(f"{run.folder} holds an interrupted fit: go on with --resume, or --force to start over")
 
 
-def _same_weights(interrupted: Interrupted, config: dict[str, Any]) -> None:
+def _same_fit(terminal: Terminal, interrupted: Interrupted, config: dict[str, Any], slice_: "Slice") -> None:
+    """Refuses to go on with another model than the fit was begun on."""
+    state = interrupted.state
     if interrupted.config["fingerprint"] != config["fingerprint"]:
         raise DctError(f"the weights of {config['model']} have changed since the fit was interrupted: start over")
+    if {state.V.shape[1], state.U.shape[1]} != {slice_.dim}:
+        raise DctError(f"{interrupted.run.state} is damaged: its vectors are not of width {slice_.dim}; start over")
+    if state.unprotected:
+        terminal.warn(f"{interrupted.run.state} is of format version 1: nothing protects its numbers")
 
 
 def calibrated(terminal: Terminal, slice_: "Slice", ratio: float | None, seed: int, batch: int | None) -> "Calibration":
@@ -455,14 +520,13 @@ def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
         )
     if "response" in info:
         (middle, best), (usual, most) = info["response"], info["random_response"]
-        null = f"the strongest of {random_responses(len(factors))} random ({most / usual:.3g} ×)"
-        rows.append(
-            (
-                "response",
-                f"strongest {best / usual:.3g} ×, median {middle / usual:.3g} × a random direction's; "
-                f"{info['above_random']} of {len(factors)} above {null}",
-            )
-        )
+        null = f"the strongest of {random_responses(len(factors))} random"
+        if usual > 0:
+            null += f" ({most / usual:.3g} ×)"
+            sizes = f"strongest {best / usual:.3g} ×, median {middle / usual:.3g} × a random direction's"
+        else:
+            sizes = f"strongest {best:.3g}, median {middle:.3g}; most random directions do nothing at all"
+        rows.append(("response", f"{sizes}; {info['above_random']} of {len(factors)} above {null}"))
     if "informative" in info and info["informative"] < info["factors"]:
         rows.append(
             (

@@ -34,6 +34,22 @@ Harmless = Annotated[
 ]
 Count = Annotated[int, typer.Option("--n", min=1, help="Use the first n prompts.")]
 System = Annotated[str | None, typer.Option(help="System message for the chat template.")]
+ReplyPrefix = Annotated[
+    str | None,
+    typer.Option(
+        "--reply-prefix",
+        help="What replies begin with, behind the chat template; '' for nothing.",
+        show_default="the end of a thought that the template opens",
+    ),
+]
+EscapeControl = Annotated[
+    bool | None,
+    typer.Option(
+        "--escape-control/--no-escape-control",
+        help="Read control tokens in a prompt as the text that they are written with.",
+        show_default="no; what the run did",
+    ),
+]
 Positions = Annotated[
     str | None,
     typer.Option(

@@ -60,6 +60,8 @@ def rank(
         bool, typer.Option("--exhaustive", help="Of --task: ask every vector every question, without halving.")
     ] = False,
     system: o.System = None,
+    reply_prefix: o.ReplyPrefix = None,
+    escape_control: o.EscapeControl = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
@@ -80,7 +82,8 @@ def rank(
     multiples = parse_scales(scales)
     asked = chosen_task(task, match, unlock, column, prompts, by, max_damage)
     loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
-    opened, factors, lm = open_run(terminal, run, model, force, **loading)
+    reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
+    opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     mild = harmless_prompts(factors.info, harmless, n)
     options: dict[str, Any] = {
         "top": top,
@@ -133,7 +136,7 @@ def run_rank(
         "prompts_hash": fingerprint(prompts.texts),
         "harmless_hash": fingerprint(harmless.texts),
     }
-    run.save_ranking(content)
+    content = run.save_ranking(content, factors)
     for text in ranking.words.notes:
         terminal.note(text)
     terminal.show(_table(ranking, top))

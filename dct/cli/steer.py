@@ -52,6 +52,8 @@ def steer(
     negative: o.Negative = "Sorry",
     harmless: o.Harmless = None,
     system: o.System = None,
+    reply_prefix: o.ReplyPrefix = None,
+    escape_control: o.EscapeControl = None,
     tokens: Annotated[str, typer.Option(help="Steer all tokens, only the prompt, or only those generated.")] = "all",
     max_new_tokens: o.MaxNew = 64,
     temperature: o.Temperature = 0.0,
@@ -73,7 +75,8 @@ def steer(
     """
     terminal = Terminal(as_json, quiet)
     loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
-    opened, factors, lm = open_run(terminal, run, model, force, **loading)
+    reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
+    opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     picked = chosen_vectors(opened, vector, rank, top)
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
     content = run_steer(

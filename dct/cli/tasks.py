@@ -98,7 +98,7 @@ def run_task(
         "test_hash": fingerprint([q.prompt for q in reported.questions]),
         "harmless_hash": fingerprint(harmless.texts),
     }
-    run.save_ranking(content)
+    content = run.save_ranking(content, factors)
     terminal.show(_table(ranking, top))
     best, lucky = ranking.vectors[0], ranking.random_best
     assert best.test is not None

@@ -31,8 +31,16 @@ def hush_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_model(terminal: Terminal, name: str, memory: str | None = None, **options: Any) -> "LanguageModel":
-    """Loads a model, with a spinner, and without the loading libraries' own chatter.
+def load_model(
+    terminal: Terminal,
+    name: str,
+    memory: str | None = None,
+    reply_prefix: str | None = None,
+    escape_control: bool | None = None,
+    **options: Any,
+) -> "LanguageModel":
+    """Loads a model, with a spinner, and without the loading libraries' own chatter; what there is to know of how it
+    reads prompts is noted when they are read.
 
     Raises:
         UsageError: `memory` is no size.
@@ -51,6 +59,7 @@ def load_model(terminal: Terminal, name: str, memory: str | None = None, **optio
         from dct.loading import load
 
         lm = load(name, tell=terminal.warn, memory=limit, **options)
+    lm.reply_prefix, lm.escape_control, lm.tell = reply_prefix, bool(escape_control), terminal.note
     held = f", layers {lm.resident.start} to {lm.resident.stop} loaded" if lm.resident is not None else ""
     terminal.note(
         f"{name}: {lm.model.config.model_type}, {lm.depth} blocks of width {lm.width}, "
@@ -79,8 +88,13 @@ def open_run(
         f"{run.factors}: {len(factors)} {info.get('method', '')} factors of {info.get('model', 'an unnamed model')}, "
         f"layers {info.get('source', '?')} to {info.get('target', '?')}, scale {factors.scale:.4g}"
     )
+    if factors.unprotected:
+        terminal.warn(f"{run.factors} is of format version 1: nothing protects its numbers; a new fit writes version 2")
     options = {"layers": info.get("layers") or "", **options}
+    for how in ("reply_prefix", "escape_control"):  # prompts are read as the fit read them, unless told otherwise
+        options[how] = info.get(how) if options.get(how) is None else options[how]
     lm = load_model(terminal, str(name), **options)
+    keep_prompts(lm, info)
     if factors.V.shape[1] != lm.width:
         raise DctError(f"these factors have width {factors.V.shape[1]} and {name} has {lm.width}: wrong model")
     if info.get("fingerprint") != lm.fingerprint and not force:
@@ -89,6 +103,33 @@ def open_run(
             f"({lm.fingerprint}): pass the right --model, or --force to use them all the same"
         )
     return run, factors, lm
+
+
+def keep_prompts(lm: "LanguageModel", info: dict[str, Any]) -> None:
+    """Lets the prompts of a fit be the tokens that they were when it was made: a chat template may have put the date
+    into them.
+
+    Raises:
+        DctError: the tokens are not those of the run's prompts, or not of this model.
+    """
+    prompts, rows = info.get("prompts") or [], info.get("ids")
+    if rows is None:  # a run of an earlier version
+        return
+    words = lm.vocabulary
+    if not isinstance(rows, list) or len(rows) != len(prompts) or not all(_tokens(row, words) for row in rows):
+        raise DctError("the run's `ids` are not the tokens of its prompts: the file is damaged, fit again")
+    if lm.reply_prefix == info.get("reply_prefix") and lm.escape_control == bool(info.get("escape_control")):
+        lm.keep(prompts, rows, info.get("system"))
+
+
+def _tokens(row: Any, words: int) -> bool:
+    return isinstance(row, list) and bool(row) and all(type(k) is int and 0 <= k < words for k in row)
+
+
+def note_repeated(terminal: Terminal, prompts: PromptSet) -> None:
+    """Says which prompts of a set are the same."""
+    if prompts.repeated:
+        terminal.note(prompts.repeated)
 
 
 def fit_prompts(
@@ -116,6 +157,7 @@ def unseen_prompts(
     else:
         pool = read(str(source), column)
     unseen = pool.without(fitted).first(n)
+    note_repeated(terminal, unseen)
     if len(unseen):
         return unseen
     terminal.note("no prompts beyond those of the fit: scoring on them (in-sample)")
@@ -148,6 +190,8 @@ def provenance(lm: "LanguageModel", prompts: PromptSet) -> dict[str, Any]:
         "width": lm.width,
         "dtype": str(lm.dtype).removeprefix("torch."),
         "device": str(lm.device),
+        "reply_prefix": lm.reply_prefix,
+        "escape_control": lm.escape_control,
         "prompts_hash": fingerprint(prompts.texts),
         "prompts_origin": _portable(prompts.origin),
         "versions": {

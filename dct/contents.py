@@ -1,0 +1,159 @@
+"""What the files of a run hold beside tensors: one declaration each for factors, states and rankings.
+
+A file is checked against it when it is opened, and before it is written: no later line has to doubt a key or a type.
+Keys that are not named here are allowed; those that are named and that commands read are of the type that they expect.
+"""
+
+from dct.schema import Is, Listing, OrNull, Record, anything, flag, matching, number, one_of, text, whole
+
+SCALES = (1e-18, 1e18)
+"""R, at the utmost: its square must be a number in float32 too."""
+
+scale = number(*SCALES)
+seed = whole(-(2**63), 2**64 - 2**32)
+"""What torch's generators take, with room for the seeds that are counted up from it."""
+
+layer = whole(0, 10**6)
+positions = Is("`all` or a whole number from 1 on", lambda p: p == "all" or whole(1).test(p))
+numbers = Listing(OrNull(number()))
+
+LOADING = Record(
+    optional={
+        "dtype": text(1),
+        "device": text(1),
+        "layers": text(),
+        "revision": OrNull(text()),
+        "trust_remote_code": flag,
+        "memory": OrNull(text()),
+        "adapter": OrNull(text()),
+    }
+)
+"""How a model was loaded: keyword arguments."""
+
+OPTIONS = Record(
+    needed={"method": text(1), "factors": whole(1), "iterations": whole(1), "seed": seed},
+    optional={
+        "orthogonalize": OrNull(one_of("qr", "soft", "none")),
+        "start": one_of("projected", "random"),
+        "d_proj": whole(1),
+        "beta": number(0, 1, above=True),
+        "tolerance": number(),
+        "p": number(0, above=True),
+        "q": number(0, above=True),
+    },
+)
+"""Keyword arguments of `dct.fit`."""
+
+CALIBRATION = Record(needed={"ratio": OrNull(number()), "limited": flag, "curve": Listing(numbers)})
+
+KNOWN = {
+    "model": text(1),
+    "fingerprint": text(),
+    "layers": OrNull(text()),
+    "blocks": whole(1),
+    "width": whole(1),
+    "source": layer,
+    "target": layer,
+    "positions": positions,
+    "system": OrNull(text()),
+    "prompts": Listing(text()),
+    "prompts_hash": text(),
+    "prompts_origin": OrNull(text()),
+    "column": OrNull(text()),
+    "tokens": whole(0),
+    "residual_norm": OrNull(number(0)),
+    "dtype": text(),
+    "device": text(),
+    "versions": Record(),
+    "loading": LOADING,
+    "lambda": OrNull(number(0, above=True)),
+    "calibration": OrNull(CALIBRATION),
+    "estimate": OrNull(Record()),
+    "compile": one_of("on", "off", "auto"),
+    "batch": OrNull(whole(1)),
+    "seed": seed,
+}
+"""What factors and states have in common: where they come from."""
+
+FACTORS = Record(
+    needed={"scale": scale},
+    optional={
+        **KNOWN,
+        "method": OrNull(text()),
+        "factors": whole(1),
+        "iterations": whole(1),
+        "orthogonalize": OrNull(text()),
+        "start": text(),
+        "beta": number(),
+        "d_proj": whole(1),
+        "random_start": whole(0),
+        "informative": whole(0),
+        "response": numbers,
+        "random_response": numbers,
+        "above_random": whole(0),
+        "fit_seconds": OrNull(number(0)),
+        "seconds": OrNull(number(0)),
+        "peak_memory": whole(0),
+    },
+)
+"""`config` of a factors file: the scale; all else may be missing, as from a Python user, but is not of another type."""
+
+NEEDED_TO_RESUME = (
+    *("model", "fingerprint", "loading", "source", "target", "prompts", "prompts_origin", "column"),
+    *("system", "positions", "lambda", "calibration", "batch"),
+)
+
+STATE = Record(
+    needed={
+        **{key: KNOWN[key] for key in NEEDED_TO_RESUME},
+        "prompts": Listing(text(1), least=1),
+        "scale": scale,
+        "options": OPTIONS,
+        "objective": Listing(
+            Is(
+                "a list of three numbers",
+                lambda row: isinstance(row, list) and len(row) == 3 and all(number().test(x) for x in row),
+            )
+        ),
+    },
+    optional={**{key: rule for key, rule in KNOWN.items() if key not in NEEDED_TO_RESUME}, "beside": OrNull(text())},
+)
+"""`config` of a state: everything that decides a fit, and how far it is."""
+
+MARK = Record(needed={"right": whole(0), "asked": whole(1)})
+EFFECT = Record(needed={"score": OrNull(number()), "flipped": OrNull(number()), "kl": OrNull(number())})
+
+VECTOR = Record(
+    needed={"vector": matching("a number such as 17, or -17 for its opposite", "-?(0|[1-9][0-9]{0,8})")},
+    optional={
+        "scale": scale,
+        "alpha": OrNull(number(0)),
+        "effect": OrNull(EFFECT),
+        "validation": MARK,
+        "test": OrNull(MARK),
+    },
+)
+
+RANKING = Record(
+    needed={"vectors": Listing(VECTOR, least=1)},
+    optional={
+        "factors": matching("a digest", "[0-9a-f]{64}"),
+        "scale": scale,
+        "scales": Listing(number(0, above=True), least=1),
+        "by": text(1),
+        "unsteered": Record(),
+        "random_best": Record(),
+        "random_mean": Record(),
+        "supervised": OrNull(EFFECT),
+        "unlocked": OrNull(MARK),
+        "recovered": OrNull(number()),
+        "words": Record(optional={"shown_positive": text(), "shown_negative": text(), "notes": Listing(text())}),
+        "prompts": whole(0),
+        "harmless": whole(0),
+        "validation": whole(0),
+        "test": whole(0),
+        "task": text(),
+        "prompts_origin": OrNull(anything),
+    },
+)
+"""`rank.json`."""
