@@ -6,6 +6,7 @@ before gave. Streams, steered or not, gradients and what every block writes are 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -158,10 +159,11 @@ class Own:
         return self.read(theta, source, target).mean(0)
 
     def greedy(
-        self, ids: Sequence[int], ends: set[int], new: int, theta: Tensor | None = None, layer: int = 0, tokens: str = "all"
+        self, ids: Sequence[int], ends: set[int], new: int, theta: Tensor | None, layer: int, tokens: str
     ) -> tuple[list[int], float]:
         """Tokens by the model's own forward pass without a cache, and the least margin of a first over a second."""
         chosen: dict[str, Callable[[int], slice]] = {
+            "none": lambda n: slice(0, 0),
             "all": lambda n: slice(None),
             "prompt": lambda n: slice(0, len(ids)),
             "generated": lambda n: slice(len(ids), n),
@@ -178,35 +180,75 @@ class Own:
                 grown.append(token)
         return grown[len(ids) :], margin
 
+    def generated(
+        self, rows: Sequence[Sequence[int]], ends: set[int], new: int, thetas: Tensor, layer: int, tokens: str
+    ) -> list[list[int]]:
+        """Tokens by the model's own `generate`, with its cache, of prompts padded on the left."""
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+
+        def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            stream = given_to(args, kwargs)
+            where = torch.ones(stream.shape[:2])
+            if stream.shape[1] >= longest:  # the prompt is among what is read
+                where[:, :longest] = mask if tokens in ("all", "prompt") else 0.0
+                where[:, longest:] *= tokens != "prompt"
+            elif tokens == "prompt":
+                where[:] = 0.0
+            steered = stream + where[..., None] * thetas[:, None]
+            return ((steered, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": steered})
+
+        handle = self.blocks[layer].register_forward_pre_hook(add, with_kwargs=True) if tokens != "none" else None
+        try:
+            out = self.model.generate(
+                ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=sorted(ends)
+            )
+        finally:
+            if handle is not None:
+                handle.remove()
+        kept = []
+        for row in out[:, longest:].tolist():
+            stop = next((k for k, token in enumerate(row) if token in ends), len(row))
+            kept.append(row[:stop])
+        return kept
+
     @torch.no_grad()
-    def points(self) -> list[tuple[int, str]]:
+    def points(self) -> list["Point"]:
         """Modules inside the blocks that take the stream between one addition and the next: what they take is what
-        the block took, or what such a one took, plus a multiple of what some module gave."""
+        the block took, or what such a one took, plus a multiple of what some module gave; and the ends of the blocks.
+
+        Some blocks scale their stream channel by channel before they add to it; that gain is known then.
+        """
         found = []
         for index, block in enumerate(self.blocks):
             takes: dict[str, Tensor] = {}
             gives: dict[str, Tensor] = {}
-            entering = self._watched(block, takes, gives)
-            bases = [entering]
+            entering, leaving = self._watched(block, takes, gives)
+            bases = {"": entering}
+            given = torch.stack([y.double() for y in gives.values()])
             for _ in range(3):
                 for name, x in takes.items():
-                    same = any(torch.equal(x, base) for base in bases)
-                    if same or (index, name) in found:
+                    if name in bases or any(torch.equal(x, base) for base in bases.values()):
                         continue
-                    if any(_multiple(x - base, y) for base in bases for y in gives.values()):
-                        found.append((index, name))
-                        bases.append(x)
+                    step = _added(x, bases, given)
+                    if step is not None:
+                        found.append(Point(index, name, *step))
+                        bases[name] = x
+            step = _added(leaving, bases, given) or ("", torch.ones(leaving.shape[-1], dtype=torch.float64))
+            found.append(Point(index, "", *step))
         return found
 
-    def _watched(self, block: nn.Module, takes: dict[str, Tensor], gives: dict[str, Tensor]) -> Tensor:
-        entering: list[Tensor] = []
+    def _watched(self, block: nn.Module, takes: dict[str, Tensor], gives: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What enters a block and leaves it; what its modules take and give, where it has the stream's shape."""
+        ends: list[Tensor] = []
         with ExitStack() as stack:
             for name, module in block.named_modules():
 
                 def watch(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
                     x, y = given_to(args, kwargs), first_of(output)
                     if not name:
-                        entering.append(x)
+                        ends.extend((x, y))
                     else:
                         if isinstance(x, Tensor):
                             takes[name] = x.clone()
@@ -215,63 +257,109 @@ class Own:
 
                 stack.callback(module.register_forward_hook(watch, with_kwargs=True).remove)
             run(self.model, IDS[0])
-        shape = entering[0].shape
+        shape = ends[0].shape
         for seen in (takes, gives):
             for name in list(seen):
-                if seen[name].numel() == entering[0].numel() and seen[name].shape[-1] == shape[-1]:
+                if seen[name].numel() == ends[0].numel() and seen[name].shape[-1] == shape[-1]:
                     seen[name] = seen[name].reshape(shape)
                 else:
                     del seen[name]
-        return entering[0]
+        return ends[0], ends[1].reshape(shape)
 
     @torch.no_grad()
-    def written(self, D: Tensor, points: Sequence[tuple[int, str]]) -> dict[str, float]:
-        """The largest component along rows of D of what is written between the beginning of a block and a point in it,
-        or its end."""
+    def written(self, D: Tensor, points: Sequence["Point"]) -> dict[str, float]:
+        """The largest component along rows of D of what is written before each point, since the one it is based on."""
         largest: dict[str, float] = {}
-        for ids in IDS:
-            entering: dict[int, Tensor] = {}
-            with ExitStack() as stack:
+        streams: dict[tuple[int, str], Tensor] = {}
 
-                def enter(index: int) -> Any:
-                    def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-                        entering[index] = given_to(args, kwargs)[0].double()
+        def enter(index: int) -> Any:
+            def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+                streams[index, ""] = given_to(args, kwargs)[0].double()
 
-                    return hook
+            return hook
 
-                def measure(index: int, name: str, stream: Tensor) -> None:
-                    x = stream.double().reshape(entering[index].shape)
-                    along = float(((x - entering[index]) @ D.double().T).abs().max())
-                    largest[name] = max(largest.get(name, 0.0), along)
+        def measure(point: Point, stream: Tensor) -> None:
+            before = streams[point.block, point.base]
+            here = stream.double().reshape(before.shape)
+            if point.name:
+                streams[point.block, point.name] = here
+            along = float(((here - point.gain * before) @ D.double().T).abs().max())
+            largest[str(point)] = max(largest.get(str(point), 0.0), along)
 
-                def at(index: int, name: str) -> Any:
-                    return lambda _, args, kwargs: measure(index, f"{index}.{name}", given_to(args, kwargs))
+        with ExitStack() as stack:
+            for index, block in enumerate(self.blocks):
+                stack.callback(block.register_forward_pre_hook(enter(index), with_kwargs=True).remove)
+            for point in points:
+                block = self.blocks[point.block]
+                if point.name:
 
-                def end(index: int) -> Any:
-                    return lambda _, args, output: measure(index, f"{index}", first_of(output))
+                    def inside(_: nn.Module, args: Any, kwargs: Any, point: Point = point) -> None:
+                        measure(point, given_to(args, kwargs))
 
-                for index, block in enumerate(self.blocks):
-                    stack.callback(block.register_forward_pre_hook(enter(index), with_kwargs=True).remove)
-                    stack.callback(block.register_forward_hook(end(index)).remove)
-                for index, name in points:
-                    module = self.blocks[index].get_submodule(name)
-                    stack.callback(module.register_forward_pre_hook(at(index, name), with_kwargs=True).remove)
+                    module = block.get_submodule(point.name)
+                    stack.callback(module.register_forward_pre_hook(inside, with_kwargs=True).remove)
+                else:
+
+                    def end(_: nn.Module, args: Any, output: Any, point: Point = point) -> None:
+                        measure(point, first_of(output))
+
+                    stack.callback(block.register_forward_hook(end).remove)
+            for ids in IDS:
                 run(self.model, ids)
         return largest
 
 
-def _multiple(x: Tensor, y: Tensor) -> bool:
-    """Whether x is a multiple of y, not nearly 0."""
-    if not bool(y.abs().max() > 0):
-        return False
-    c = (x * y).sum() / (y * y).sum()
-    return bool(abs(c) > 1e-3) and bool((x - c * y).norm() <= 1e-5 * x.norm())
+@dataclass(frozen=True)
+class Point:
+    """A place in a block where its stream can be seen.
+
+    Attributes:
+        block: which.
+        name: the module that takes the stream there; empty for the end of the block.
+        base: the point that something was added to on the way there; empty for the beginning of the block.
+        gain: what the block multiplied its stream with on the way, channel by channel; mostly 1.
+    """
+
+    block: int
+    name: str
+    base: str
+    gain: Tensor
+
+    def __str__(self) -> str:
+        return f"{self.block}.{self.name}" if self.name else str(self.block)
+
+
+def _added(x: Tensor, bases: dict[str, Tensor], given: Tensor) -> tuple[str, Tensor] | None:
+    """The base that x is, as it is or scaled channel by channel, with something given added, scaled in the same way;
+    and that gain. None where there is no such."""
+    for name, base in bases.items():
+        if _multiple(x - base, given):
+            return name, torch.ones(x.shape[-1], dtype=torch.float64)
+    x = x.double()[0]
+    for name, base in bases.items():
+        for y in given[:, 0]:
+            # Two unknowns for each channel, as many equations as tokens.
+            pair = torch.stack([base.double()[0], y], dim=-1).transpose(0, 1)
+            solved = torch.linalg.lstsq(pair, x.T[:, :, None]).solution
+            left = (pair @ solved)[..., 0].T - x
+            scales, adds = solved[:, 0, 0], solved[:, 1, 0]
+            both = bool(adds.abs().max() > 1e-3) and bool(scales.abs().min() > 1e-2)
+            if both and bool(left.norm() <= 1e-5 * (x - base.double()[0]).norm()):
+                return name, scales
+    return None
+
+
+def _multiple(x: Tensor, given: Tensor) -> bool:
+    """Whether x is a multiple, not nearly 0, of one of the rows."""
+    x = x.flatten().double()
+    given = given.flatten(1)
+    c = (given @ x) / given.square().sum(1).clamp_min(1e-30)
+    left = (x - c[:, None] * given).norm(dim=1)
+    return bool(((c.abs() > 1e-3) & (left <= 1e-5 * x.norm())).any())
 
 
 class Double(TorchFunctionMode):
     """Keeps float64 where a model casts to float32, so that differences of its values mean something."""
-
-    FACTORS = (Tensor.float,)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

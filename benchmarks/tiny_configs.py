@@ -21,7 +21,10 @@ WINDOW = 6
 
 RULES: list[tuple[str, Any]] = [
     (r"vocab_size(_per_layer_input)?", VOCABULARY),
-    (r"hidden_size|d_model|n_embd|dim_model|embedding_size|model_dim|embed_dim|hidden_dim|hidden_size_global", WIDTH),
+    (
+        r"hidden_size|d_model|n_embd|dim_model|embedding_size|model_dim|emb_dim|embed_dim|hidden_dim|hidden_size_global",
+        WIDTH,
+    ),
     (r"num_hidden_layers|n_layers?|num_layers|decoder_layers|num_blocks|depth|num_decoder_layers", DEPTH),
     (r"encoder_layers|num_encoder_layers", DEPTH),
     (r"num_mtp_layers|num_nextn_predict_layers", 1),
@@ -30,17 +33,26 @@ RULES: list[tuple[str, Any]] = [
     (r"num_key_value_heads|num_kv_heads|swa_num_key_value_heads|n_kv_heads?", 2),
     (r"swa_num_attention_heads|num_attention_heads_per_partition", 4),
     (r"(global_|swa_|attention_)?(head_dim|v_head_dim|swa_v_head_dim)|kv_channels|d_kv|dim_head", 8),
-    (r"(intermediate_size|ffn_dim|n_inner|(de|en)coder_ffn_dim|dff|d_ff|dim_ff|ffn_hidden_size|intermediate_size_mlp)", 48),
+    (
+        r"(intermediate_size|ffn_dim|n_inner|(de|en)coder_ffn_dim|dff|d_ff|dim_ff|ffn_hidden_size|intermediate_size_mlp)",
+        48,
+    ),
     (r"(dense|prefix_dense|mlp)_intermediate_size|intermediate_dim|lru_width", 48),
     (r"(moe|expert|shared_expert|moe_shared_expert|shared_experts)_(intermediate|ffn_hidden)_size", 24),
     (r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts)", 4),
     (r"(num_experts_per_tok(en)?|moe_topk|moe_top_k|moe_k|top_k_experts)", 2),
     (r"n_group|num_expert_group|n_groups|num_expert_groups", 2),
-    (r"topk_group|n_shared_experts|num_shared_experts|moe_num_shared_experts|first_k_dense_replace|num_dense_layers", 1),
-    (r"kv_lora_rank|q_lora_rank|o_lora_rank", 16),
-    (r"qk_nope_head_dim", 8),
-    (r"qk_rope_head_dim", 4),
-    (r"sliding_window(_size)?|attention_chunk_size|attention_window_size|window_size|local_attention_window_len", WINDOW),
+    (
+        r"topk_group|n_shared_experts|num_shared_experts|moe_num_shared_experts|first_k_dense_replace|num_dense_layers",
+        1,
+    ),
+    (r"(swa_)?(kv_lora_rank|q_lora_rank|o_lora_rank)", 16),
+    (r"(swa_)?qk_nope_head_dim", 8),
+    (r"(swa_)?qk_rope_head_dim", 4),
+    (
+        r"sliding_window(_size)?|attention_chunk_size|attention_window_size|window_size|local_attention_window_len",
+        WINDOW,
+    ),
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|model_max_length", 256),
     (r"index_topk|indexer_topk", 4),
     (r"index_n_heads|indexer_n_heads", 2),
@@ -60,11 +72,13 @@ RULES: list[tuple[str, Any]] = [
     (r"embedding_multiplier", 3.0),
     (r"logits_scaling", 2.0),
     (r"(attention|mlp)_bias|use_bias|use_qkv_bias", True),
-    (r"forced_[a-z]+_token_id|decoder_start_token_id|suppress_tokens|begin_suppress_tokens", None),
+    (r"forced_[a-z]+_token_id|suppress_tokens|begin_suppress_tokens", None),
     (r".*(dropout|drop|layerdrop|dropout_rate|pdrop|dropout_prob|jitter_noise|jitter_eps)", 0.0),
     (r"encoder_hash_byte_group_vocab", VOCABULARY),
+    (r"(projector|adapter|merger|projection|alignment)_(hidden|intermediate)_(size|dim)|d_rel", WIDTH),
+    (r"base_channels|downsample_hidden_size|output_channels", WIDTH),
     (r"pad_token_id", 0),
-    (r"bos_token_id", 1),
+    (r"bos_token_id|decoder_start_token_id", 1),
     (r"eos_token_id", 2),
     (r"sep_token_id", 2),
 ]
@@ -89,10 +103,11 @@ _LATENT = {"num_key_value_heads": 4}
 
 _SLIDING = {"layer_types": _in_turn("sliding_attention", "full_attention"), "use_sliding_window": True}
 _LINEAR = {"layer_types": _in_turn("linear_attention", "full_attention")}
-_ATTENTION_LAST = {"layer_types": [*_in_turn("sliding_attention", "full_attention", depth=DEPTH), "full_attention"][-DEPTH:]}
+_ATTENTION_LAST = {
+    "layer_types": [*_in_turn("sliding_attention", "full_attention", depth=DEPTH), "full_attention"][-DEPTH:]
+}
 _SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
 _GLM_SECTIONS = {"rope_parameters": {**_SECTIONS["rope_parameters"], "partial_rotary_factor": 1.0}}
-_START = {"decoder_start_token_id": 1}
 _SHARED = {
     "num_hidden_layers": 6,
     "layer_types": _in_turn("sliding_attention", "full_attention", depth=6),
@@ -106,8 +121,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "bailing_hybrid": _LATENT | {"head_dim": 8} | _LINEAR,
     "bamba": {"attn_layer_indices": [1, 3], "layer_types": inspect.Parameter.empty},
     "big_bird": {"attention_type": "original_full"},
-    "bigbird_pegasus": _START | {"attention_type": "original_full"},
-    "blenderbot": _START,
+    "bigbird_pegasus": {"attention_type": "original_full"},
     "codegen": {"rotary_dim": 4},
     "cohere_compass_text": {
         "layer_types": _in_turn("sliding_attention", "full_attention"),
@@ -152,7 +166,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": _in_turn("conv", "full_attention")},
     "longcat_flash": {"head_dim": 4, "num_layers": 2, "num_key_value_heads": 4},
     "mamba2": {"num_heads": 8},
-    "marian": _START,
     "mellum": _SLIDING,
     "minicpm3": _LATENT,
     "mpt": {"attn_config": {"attn_pdrop": 0}},
@@ -180,13 +193,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "roc_bert": {"pronunciation_vocab_size": 30, "shape_vocab_size": 30},
     "sarvam_mla": _LATENT,
     "smollm3": _SLIDING,
-    "trocr": _START,
-    "whisper": _START,
-    "xglm": _START,
     "xlm": {"n_words": VOCABULARY},
     "xmod": {"default_language": "en_XX"},
     "youtu": _LATENT,
-    "zamba": {"layers_block_type": _in_turn("linear_attention", "linear_attention", "hybrid", depth=6), "num_hidden_layers": 6},
+    "zamba": {
+        "layers_block_type": _in_turn("linear_attention", "linear_attention", "hybrid", depth=6),
+        "num_hidden_layers": 6,
+    },
     "zamba2": {"layers_block_type": _in_turn("linear_attention", "hybrid"), "num_attention_heads": 4},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
     "inkling2_text": {"unpadded_vocab_size": VOCABULARY},
@@ -204,9 +217,24 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 299, **{f"IMGIMG{k}Z": 200 + k for k in range(3)}}},
     "cosmos3_edge_text": _SECTIONS,
     "deepseek_ocr2_text": {"mlp_layer_types": _in_turn("dense", "sparse")},
-    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH, "mlp_bias": False},
+    "dots3_note_vision_encoder": {
+        "mlp_layer_types": ["dense", "sparse"],
+        "adapter_in_dim": WIDTH,
+        "adapter_out_dim": WIDTH,
+        "mlp_bias": False,
+    },
     "dots3_note_audio_encoder": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH},
-    "emu3": {"vocabulary_map": {"<image>": 299, "<|extra_200|>": 298, **{f"<|visual token {k:06d}|>": 200 + k for k in range(3)}}},
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [24, 24], "moe_num_experts": 4},
+    "glm5_next_text": _LATENT | {"index_topk": 4, "index_kpool": 2},
+    "hy_v4_vl_text": _LATENT | {"qk_rope_head_dim": 8} | _SECTIONS,
+    "mistral_large4_text": _LATENT,
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 299,
+            "<|extra_200|>": 298,
+            **{f"<|visual token {k:06d}|>": 200 + k for k in range(3)},
+        }
+    },
     "hunyuan_vl_text": _SECTIONS,
 }
 """What the names do not tell, by model type."""
@@ -247,8 +275,9 @@ def _tiny(kind: type[PreTrainedConfig], rules: list[tuple[str, Any]], changes: d
         if name in parts:
             continue
         rule = next((v for pattern, v in rules if re.fullmatch(pattern, name)), inspect.Parameter.empty)
-        if rule is not inspect.Parameter.empty:
-            taken[name] = rule
+        if rule is not inspect.Parameter.empty and not (isinstance(value, bool) and not isinstance(rule, bool)):
+            many = isinstance(value, list | tuple) and not isinstance(rule, list | tuple)
+            taken[name] = [rule] * len(value) if many else rule
         elif re.search(r"token_(id|index)$|^bo[a-z]_token|^eo[a-z]_token", name) and isinstance(value, int):
             taken[name] = next(markers)
         elif name.endswith("_multiplier") and isinstance(value, float) and value == 1.0:
@@ -298,7 +327,9 @@ def tiny_tokenizer() -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    core.train_from_iterator(["Tell me how to bake bread. Sure, mix flour and water. Sorry, I can not help."] * 4, trainer)
+    core.train_from_iterator(
+        ["Tell me how to bake bread. Sure, mix flour and water. Sorry, I can not help."] * 4, trainer
+    )
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
     )
