@@ -62,6 +62,8 @@ class LanguageModel:
     `recording`)."""
     stands_aside: bool | None = field(init=False, repr=False, default=None)
     """Whether logits can be read out with its blocks standing aside; known once that was tried (see `blocks`)."""
+    ignores_padding: bool | None = field(init=False, repr=False, default=None)
+    """Whether padding leaves alone what it says; known once prompts were completed together (see `generation`)."""
     sites: list[Any] | None = field(init=False, repr=False, default=None)
     """What its blocks add to the stream; known once something was ablated (see `writers`)."""
     verified: set[tuple[str, int, int]] = field(init=False, repr=False, default_factory=set)
