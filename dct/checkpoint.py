@@ -9,7 +9,8 @@ tying) is done.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +33,9 @@ class Checkpoint:
         skeleton: the model without any weights (on torch's `meta` device).
         layers_path: dotted name of its block list.
         options: of `from_pretrained` (revision, trust_remote_code, local_files_only).
+        kind: what `where` is: a `folder` of transformers' own files, an id on the `hub`, or a `gguf` file.
+        folder: local folder that holds the source's files: the folder itself, or the hub's snapshot in the cache;
+            none for a GGUF file, and where the hub's files are not in the cache.
     """
 
     where: str
@@ -39,6 +43,8 @@ class Checkpoint:
     skeleton: PreTrainedModel
     layers_path: str
     options: dict[str, Any] = field(default_factory=dict)
+    kind: Literal["folder", "hub", "gguf"] = "folder"
+    folder: Path | None = None
 
     @classmethod
     def open(cls, where: str, find_layers: Callable[[PreTrainedModel], str], **options: Any) -> "Checkpoint":

@@ -36,6 +36,7 @@ class LanguageModel:
             that has only some of its blocks are not in memory either.
         memory: bytes to stay within on its device; left out, what is free.
         offload: folder of the weights that accelerate brings into memory when a block runs, if any.
+        adapter: folder or Hugging Face id of the adapter whose change has been added to the weights, if any.
     """
 
     model: PreTrainedModel
@@ -47,6 +48,7 @@ class LanguageModel:
     resident: range | None = None
     memory: int | None = None
     offload: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
+    adapter: str | None = None
     layers: nn.ModuleList = field(init=False, repr=False)
     tuples: bool | None = field(init=False, repr=False, default=None)
     """Whether its blocks return tuples; known once a prompt has been recorded (see `blocks`)."""
