@@ -190,6 +190,8 @@ class LanguageModel:
             "device": str(self.device),
             "template": "chat" if self.has_chat_template else "plain",
             "fingerprint": self.fingerprint,
+            "adapter": self.adapter,
+            **(self.checkpoint.origin if self.checkpoint is not None else {}),
         }
 
 
@@ -208,8 +210,14 @@ def find_layers(model: PreTrainedModel, path: str = "") -> tuple[str, nn.ModuleL
         if path not in lists:
             raise DctError(f"no block list at {path!r}; the model has: {candidates}")
         return path, lists[path]
-    depth = model.config.get_text_config().num_hidden_layers
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if depth is None:
+        raise DctError(f"the config does not say how many blocks there are; name their list with --layers: {candidates}")
     found = [name for name, m in lists.items() if len(m) == depth]
+    if len(found) > 1:  # a tower for images may be as deep as the one for text
+        tower = compat.text_tower(model)
+        inside = {id(m) for m in tower.modules()}
+        found = [name for name in found if id(lists[name]) in inside] or found
     if len(found) != 1:
         how_many = "no list" if not found else f"{len(found)} lists"
         raise DctError(f"{how_many} of {depth} blocks found; name one with --layers. The model has: {candidates}")

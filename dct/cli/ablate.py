@@ -51,6 +51,7 @@ def ablate(
     save: Annotated[Path | None, typer.Option(help="Write the edited model to this folder.")] = None,
     seed: o.Seed = 0,
     model: o.RunModel = None,
+    adapter: o.RunAdapter = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
@@ -64,7 +65,13 @@ def ablate(
     terminal = Terminal(as_json, quiet)
     if site not in ("source", "target"):
         raise UsageError(f"unknown --site {site!r}: choose source or target")
-    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    loading = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "trust_remote_code": trust_remote_code,
+    }
     opened, factors, lm = open_run(terminal, run, model, force, **loading)
     names = list(chosen_vectors(opened, vector, rank, top))
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)

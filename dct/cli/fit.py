@@ -12,7 +12,7 @@ from rich.markup import escape
 from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
-from dct.cli.work import fit_prompts, load_model, provenance, short_name
+from dct.cli.work import fit_prompts, load_model, portable, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError
 from dct.memory import human_bytes, peak
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @command
 def fit(
     model: o.Model = DEMO,
+    adapter: o.Adapter = None,
     source: o.Source = None,
     target: o.Target = None,
     method: Annotated[
@@ -86,6 +87,7 @@ def fit(
         recipe = Recipe(
             model=model,
             loading={
+                "adapter": portable(adapter) if adapter else None,
                 "dtype": dtype,
                 "device": device,
                 "layers": layers,

@@ -57,6 +57,7 @@ def steer(
     temperature: o.Temperature = 0.0,
     seed: o.Seed = 0,
     model: o.RunModel = None,
+    adapter: o.RunAdapter = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
@@ -72,7 +73,13 @@ def steer(
     The vector R v is added at the source layer, at every token of the prompt and of the completion.
     """
     terminal = Terminal(as_json, quiet)
-    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    loading = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "trust_remote_code": trust_remote_code,
+    }
     opened, factors, lm = open_run(terminal, run, model, force, **loading)
     picked = chosen_vectors(opened, vector, rank, top)
     chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
