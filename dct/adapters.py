@@ -50,7 +50,9 @@ def merge(model: PreTrainedModel, folder: Path, name: str) -> tuple[PreTrainedMo
     except Exception as error:
         raise DctError(f"cannot read the adapter in {folder}: {_line(error)}") from error
     if config.is_prompt_learning:
-        raise DctError(f"{folder} is an adapter of kind {kind}, which adds to prompts and not to weights: not mergeable")
+        raise DctError(
+            f"{folder} is an adapter of kind {kind}, which adds to prompts and not to weights: not mergeable"
+        )
     held = _held(folder)
     try:
         with warnings.catch_warnings():
@@ -111,7 +113,9 @@ def _line(error: Exception) -> str:
 
 def _words(kind: str, config: Any, held: set[str]) -> str:
     rank = f" of rank {config.r}" if getattr(config, "r", None) else ""
-    extras = [word for word, used in (("DoRA", "use_dora"), ("rank-stabilised", "use_rslora")) if getattr(config, used, 0)]
+    extras = [
+        word for word, used in (("DoRA", "use_dora"), ("rank-stabilised", "use_rslora")) if getattr(config, used, 0)
+    ]
     how = f" ({', '.join(extras)})" if extras else ""
     return f"{kind}{rank}{how}, {len(held)} tensors"
 

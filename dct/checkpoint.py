@@ -59,9 +59,7 @@ class Checkpoint:
     auto: Any = AutoModelForCausalLM
 
     @classmethod
-    def open(
-        cls, source: Source | str, find_layers: Callable[[PreTrainedModel], str], **options: Any
-    ) -> "Checkpoint":
+    def open(cls, source: Source | str, find_layers: Callable[[PreTrainedModel], str], **options: Any) -> "Checkpoint":
         """Reads the configuration alone.
 
         Args:
@@ -92,14 +90,10 @@ class Checkpoint:
                 held = len(tensors(local, raw.get("transformers_weights"))) if local is not None else 0
                 check_config(raw, source.where, held or None)
             config = AutoConfig.from_pretrained(place, **options)
-            auto = _auto(config, source.where, bool(options.get("trust_remote_code")))
             check_kind(config, source.where)
-            with torch.device("meta"):
-                skeleton = auto.from_config(config, trust_remote_code=options.get("trust_remote_code"))
+            auto, skeleton = _skeleton(config, source.where, bool(options.get("trust_remote_code")))
         folder = local or (snapshot(place, options.get("revision")) if source.kind == "hub" else None)
-        return cls(
-            source.where, config, skeleton, find_layers(skeleton), options, source.kind, folder, header, auto
-        )
+        return cls(source.where, config, skeleton, find_layers(skeleton), options, source.kind, folder, header, auto)
 
     @property
     def place(self) -> str:
@@ -138,7 +132,8 @@ class Checkpoint:
         if self.folder is None or self.quantised or self.kind == "gguf":
             return None
         found = tensors(self.folder, getattr(self.config, "transformers_weights", None))
-        return check_tensors(found, self.skeleton, self.layers_path, self.where) if found else None
+        with hushed():
+            return check_tensors(found, self.skeleton, self.layers_path, self.where) if found else None
 
     @property
     def depth(self) -> int:
@@ -205,7 +200,7 @@ class Checkpoint:
         partial = type(kind.__name__, (kind,), {"__init__": left_out, "__module__": kind.__module__})
         where_to = {"": device} if device.type == "cuda" else None
         with hushed():
-            model, info = partial.from_pretrained(  # type: ignore[attr-defined]
+            model, info = partial.from_pretrained(
                 self.where,
                 config=self.skeleton.config,
                 dtype=dtype,
@@ -233,8 +228,8 @@ class Checkpoint:
     def _strip(self, model: PreTrainedModel, blocks: range, ends: bool) -> None:
         """Leaves parameters out, as a layer without bias leaves out its bias."""
         keep = self._chooser(model, blocks, ends)
-        modules = dict(model.named_modules())
-        for prefix, module in list(modules.items()):
+        touched: set[str] = set()
+        for prefix, module in model.named_modules():
             own = {name: p for name, p in module._parameters.items() if p is not None}
             gone = [name for name in own if not keep(f"{prefix}.{name}" if prefix else name)]
             for name in gone:
@@ -242,11 +237,15 @@ class Checkpoint:
             number = self._block(prefix)
             if gone or (number is not None and number not in blocks):
                 compat.needs_no_first_values(module)  # what is not there has none
-                outer = prefix
-                while outer:  # modules give first values to what stands inside them, too
-                    outer = outer.rpartition(".")[0]
-                    if not modules[outer]._buffers:  # those have first values of their own, which are computed
-                        compat.needs_no_first_values(modules[outer])
+                parts = prefix.split(".") if prefix else []
+                touched |= {".".join(parts[:k]) for k in range(len(parts))}
+        text = self._text_tower(model)
+        for prefix in touched:  # modules give first values to what stands inside them, too
+            module = model.get_submodule(prefix)
+            # What still runs may have buffers of its own, whose first values are computed then.
+            runs = next(module.parameters(), None) is not None and not _beside(prefix, text)
+            if not module._buffers or not runs:
+                compat.needs_no_first_values(module)
         model.all_tied_weights_keys = {a: b for a, b in compat.tied_weights(model).items() if keep(a) and keep(b)}
 
     def _chooser(self, model: PreTrainedModel, blocks: range, ends: bool) -> Callable[[str], bool]:
@@ -255,6 +254,7 @@ class Checkpoint:
         head = model.get_output_embeddings()
         headed = {f"{name}." for name, module in model.named_modules() if module is head and head is not None}
         text = self._text_tower(model)
+        asked = self._smallest_of_towers(model, text) if ends and text else set()
 
         def keep(name: str) -> bool:
             number = self._block(name)
@@ -262,7 +262,7 @@ class Checkpoint:
                 return number in blocks
             if name in tied or name in tied.values():
                 return ends
-            return ends and name.startswith(text) and not name.startswith(tuple(headed))
+            return ends and (name.startswith(text) or name in asked) and not name.startswith(tuple(headed))
 
         return keep
 
@@ -274,6 +274,15 @@ class Checkpoint:
         [name] = [name for name, module in model.named_modules() if module is tower]
         return f"{name}." if name and self.layers_path.startswith(f"{name}.") else ""
 
+    def _smallest_of_towers(self, model: PreTrainedModel, text: str) -> set[str]:
+        """One small parameter of each tower for other inputs: models ask for its device even where it is not run."""
+        found = set()
+        for prefix, module in model.named_modules():
+            if isinstance(module, PreTrainedModel) and _beside(prefix, text):
+                sizes = {name: p.numel() for name, p in module.named_parameters(prefix)}
+                found |= {min(sizes, key=lambda name: sizes[name])} if sizes else set()
+        return found
+
     def _block(self, name: str) -> int | None:
         """The number of the block that a module or parameter belongs to."""
         if not name.startswith(f"{self.layers_path}."):
@@ -281,11 +290,18 @@ class Checkpoint:
         return int(name[len(self.layers_path) + 1 :].split(".", 1)[0])
 
 
-def _auto(config: PreTrainedConfig, where: str, trusted: bool) -> Any:
-    """transformers' automatic class for a configuration.
+def _beside(prefix: str, text: str) -> bool:
+    """Whether a module is neither part of the text tower, whose names begin with `text`, nor around it."""
+    return bool(text) and not f"{prefix}.".startswith(text) and not text.startswith(f"{prefix}." if prefix else "")
+
+
+def _skeleton(config: PreTrainedConfig, where: str, trusted: bool) -> tuple[Any, PreTrainedModel]:
+    """The model on torch's `meta` device, and the automatic class of transformers that builds it.
+
+    Where there is one class for all inputs and one for text alone, the first is taken if it runs on text.
 
     Raises:
-        DctError: it is no language model's.
+        DctError: the configuration is no language model's.
     """
     own = trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not own and not compat.known_to_transformers(config):
@@ -293,7 +309,25 @@ def _auto(config: PreTrainedConfig, where: str, trusted: bool) -> Any:
             f"cannot load the model in {where}: a {config.model_type} model is no decoder language model that "
             "transformers knows"
         )
-    return AutoModelForCausalLM if own else compat.auto_classes(config)[0]
+    candidates = [AutoModelForCausalLM] if own else compat.auto_classes(config)
+    for number, auto in enumerate(candidates, start=1):
+        with torch.device("meta"):
+            skeleton = auto.from_config(config, trust_remote_code=trusted)
+        if number == len(candidates) or _reads_text(skeleton):
+            break
+    return auto, skeleton
+
+
+def _reads_text(skeleton: PreTrainedModel) -> bool:
+    """Whether a model can be run on token ids alone, as far as that shows without numbers."""
+    try:
+        with torch.no_grad():
+            skeleton(torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
+    except AttributeError:  # it looks for what only other inputs bring
+        return False
+    except Exception:  # numbers decide how such a model runs
+        return True
+    return True
 
 
 @contextmanager

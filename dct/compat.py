@@ -5,6 +5,8 @@ that says what went, and where an assumption does not hold at run time a `Compat
 to another meaning. Knows nothing of the method.
 """
 
+import functools
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -138,10 +140,14 @@ def auto_classes(config: Any) -> list[Any]:
 
     causal = _class_name(AutoModelForCausalLM, config)
     named = getattr(config, "architectures", None) or ()
-    if config.get_text_config() is config or (causal in named and causal is not None):
+    if config.get_text_config() is config:
         return [AutoModelForCausalLM]
-    several = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
-    return [auto for auto in several if _class_name(auto, config)] or [AutoModelForCausalLM]
+    several: list[Any] = [a for a in (AutoModelForImageTextToText, AutoModelForMultimodalLM) if _class_name(a, config)]
+    several = several[:1]
+    whole = _class_name(several[0], config) if several else None
+    if causal is None or causal == whole:
+        return several or [AutoModelForCausalLM]
+    return [AutoModelForCausalLM] if causal in named else [*several, AutoModelForCausalLM]
 
 
 def _class_name(auto: Any, config: Any) -> str | None:
@@ -218,8 +224,7 @@ def forget_quantization(model: Any) -> None:
 @contextmanager
 def silent_unpacking() -> Iterator[None]:
     """Without the bar that transformers shows for a GGUF file's tensors whatever it has been told of bars."""
-    import transformers.modeling_gguf_pytorch_utils as reader
-
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     bar = getattr(reader, "tqdm", None)
     if bar is None:  # nothing to silence
         yield
@@ -229,3 +234,22 @@ def silent_unpacking() -> Iterator[None]:
         yield
     finally:
         reader.tqdm = bar
+
+
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """A GGUF file's header parsed once while the context lasts: transformers parses it for the configuration, the
+    tokenizer and the weights, and looks its names up again for every module, which takes most of the time.
+    """
+    import gguf
+
+    plain = {name: getattr(gguf, name, None) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in plain.items():
+        if function is not None:  # names that went are read as often as before
+            setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in plain.items():
+            if function is not None:
+                setattr(gguf, name, function)

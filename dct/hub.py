@@ -89,9 +89,7 @@ def download(name: str, where: str, revision: str | None, patterns: list[str], *
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(where, revision=revision, allow_patterns=patterns, local_files_only=not reached)
-        )
+        return Path(snapshot_download(where, revision=revision, allow_patterns=patterns, local_files_only=not reached))
     except Exception as error:
         raise explained(name, where, error) from error
 
@@ -112,9 +110,7 @@ def explained(name: str, where: str, error: Exception) -> DctError:
 
 def refused(name: str, where: str, status: int | None, text: str = "") -> DctError:
     """A model that the hub does not give to this user."""
-    cure = (
-        f"accept the licence on its page, and log in with `hf auth login` or set HF_TOKEN to a token that may read {where}"
-    )
+    cure = "accept the licence on its page, and log in with `hf auth login` or set HF_TOKEN to a token that may read it"
     if status == 403 or (status == 401 and "gated" in text.lower()):
         return DctError(f"no access to model {shown(name, where)} ({status}): it is gated: {cure}")
     if status == 401:

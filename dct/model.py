@@ -212,7 +212,9 @@ def find_layers(model: PreTrainedModel, path: str = "") -> tuple[str, nn.ModuleL
         return path, lists[path]
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     if depth is None:
-        raise DctError(f"the config does not say how many blocks there are; name their list with --layers: {candidates}")
+        raise DctError(
+            f"the config does not say how many blocks there are; name their list with --layers: {candidates}"
+        )
     found = [name for name, m in lists.items() if len(m) == depth]
     if len(found) > 1:  # a tower for images may be as deep as the one for text
         tower = compat.text_tower(model)

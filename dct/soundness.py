@@ -81,7 +81,9 @@ def check_kind(config: PreTrainedConfig, where: str) -> None:
     if quantization is None:
         return
     entry = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    method = entry.get("quant_method") or ("bitsandbytes" if entry.get("load_in_4bit") or entry.get("load_in_8bit") else "")
+    method = entry.get("quant_method") or (
+        "bitsandbytes" if entry.get("load_in_4bit") or entry.get("load_in_8bit") else ""
+    )
     if not compat.knows_quantization(str(getattr(method, "value", method))):
         raise DctError(
             f"cannot load the model in {where}: its config.json says that the weights are quantised by {method!r}, "
@@ -108,12 +110,13 @@ def check_tensors(tensors: Mapping[str, Tensor], skeleton: PreTrainedModel, laye
     wrong = sorted(set(names) & {name for name, p in skeleton.named_parameters() if p.is_floating_point()})
     if wrong:
         raise DctError(
-            f"cannot load the model in {where}: {_some(wrong)} {_are(wrong)} stored as integers, and its config.json says "
-            "nothing of quantised weights"
+            f"cannot load the model in {where}: {_some(wrong)} {_are(wrong)} stored as integers, and its config.json "
+            "says nothing of quantised weights"
         )
     empty = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    read: Any = type(skeleton).from_pretrained
     try:
-        _, info = type(skeleton).from_pretrained(
+        _, info = read(
             None,
             config=copy.deepcopy(skeleton.config),
             state_dict=empty,
@@ -183,13 +186,13 @@ def strangers(
             outside.append(name)
     if beyond:
         raise DctError(
-            f"cannot load the model in {where}: its files hold {max(beyond) + 1} blocks and its config.json names {depth}: "
-            "correct it"
+            f"cannot load the model in {where}: its files hold {max(beyond) + 1} blocks and its config.json names "
+            f"{depth}: correct it"
         )
     if inside:
         raise DctError(
-            f"cannot load the model in {where}: its files hold {_some(inside)}, which a {skeleton.config.model_type} model "
-            "of its config.json does not have and would leave out: correct it"
+            f"cannot load the model in {where}: its files hold {_some(inside)}, which a {skeleton.config.model_type} "
+            "model of its config.json does not have and would leave out: correct it"
         )
     return outside
 

@@ -182,4 +182,6 @@ def base_of(folder: Path) -> str:
 
 
 def _looks_like_a_path(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not HUB_NAME.fullmatch(name)
+    return (
+        Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not HUB_NAME.fullmatch(name)
+    )

@@ -28,6 +28,12 @@ TYPES = {
 }
 """Names that safetensors gives to types; others are of one byte or packed, and stand as bytes."""
 
+PICKLES = (
+    "pickles that hold more than tensors, and such files can run code: get the model as safetensors, or have whoever "
+    "made it convert it (save_pretrained writes safetensors)"
+)
+"""What is said of weights that would have to be trusted; never how to trust them."""
+
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
@@ -108,8 +114,8 @@ def _safe(path: Path) -> dict[str, Tensor]:
         raise DctError(f"cannot read {path}: {error.strerror or error}") from error
     if end + length + 8 > size:
         raise DctError(
-            f"cannot load the model in {path.parent}: {path.name} is cut short, {size:,} of {end + length + 8:,} bytes: "
-            "bring it again"
+            f"cannot load the model in {path.parent}: {path.name} is cut short ({size:,} of {end + length + 8:,} bytes)"
+            ": bring it again"
         )
     return found
 
@@ -120,7 +126,5 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         return {name: Tensor(value.dtype, tuple(value.shape), path) for name, value in content.items()}
     except Exception as error:  # whatever a damaged or hostile pickle brings about
         raise DctError(
-            f"cannot load the model in {path.parent}: {path.name} is a pickle that is damaged or holds more than "
-            "tensors, and such files can run code: get the model as safetensors, or have whoever made it convert it "
-            "(save_pretrained writes safetensors)"
+            f"cannot load the model in {path.parent}: {path.name} is damaged, or one of the {PICKLES}"
         ) from error

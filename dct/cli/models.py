@@ -14,7 +14,9 @@ from dct.organism import DEMO_DIR
 
 @command
 def models(
-    name: Annotated[str | None, typer.Argument(help="Alias, folder, GGUF file, adapter or Hugging Face id to look into.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Alias, folder, GGUF file, adapter or Hugging Face id to look into.")
+    ] = None,
     adapter: o.Adapter = None,
     layers: o.Layers = "",
     revision: o.Revision = None,
@@ -58,8 +60,8 @@ def _aliases(terminal: Terminal) -> None:
 def _look(terminal: Terminal, name: str, adapter: str | None, layers: str, **options: Any) -> dict[str, Any]:
     """What a model is, from its configuration, tokenizer and headers."""
     hush_libraries()
-    from dct.loading import opened
     from dct.model import default_layers
+    from dct.opening import opened
 
     checkpoint, tokenizer, merging = opened(name, adapter, layers=layers, tell=terminal.note, **options)
     checkpoint.verify()
