@@ -197,10 +197,10 @@ class Checkpoint:
             kind.__init__(self_, config, *args, **kwargs)
             self._strip(self_, blocks, ends)
 
-        partial = type(kind.__name__, (kind,), {"__init__": left_out, "__module__": kind.__module__})
+        partial: Any = type(kind.__name__, (kind,), {"__init__": left_out, "__module__": kind.__module__})
         where_to = {"": device} if device.type == "cuda" else None
         with hushed():
-            model, info = partial.from_pretrained(
+            read = partial.from_pretrained(
                 self.where,
                 config=self.skeleton.config,
                 dtype=dtype,
@@ -209,7 +209,8 @@ class Checkpoint:
                 ignore_mismatched_sizes=True,
                 **self.options,
             )
-        check_info(info, self.where, self._chooser(self.skeleton, blocks, ends))
+        model: PreTrainedModel = read[0]
+        check_info(read[1], self.where, self._chooser(self.skeleton, blocks, ends))
         return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
     def in_turn(self, blocks: range, dtype: torch.dtype, device: torch.device) -> Iterator[nn.Module]:

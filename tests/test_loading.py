@@ -171,7 +171,7 @@ def test_what_is_no_model_is_told_in_one_line(workplace, name, says):
         load(name)
 
 
-# --- what files and configuration say of each other ---------------------------------------------------------------------
+# --- what files and configuration say of each other ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_fewer_blocks_than_on_disk(copied):
         ({"model_type": "clip", "architectures": ...}, "a clip model is no decoder language model"),
         (
             {"hidden_size": 64},
-            r"lm_head\.weight is 300 x 32 in the files and 300 x 64 by its config.json \(and 47 more",
+            r"lm_head\.weight is 300 x 32 in the files and 300 x 64 by its .* \(and 47 more",
         ),
         ({"intermediate_size": 50}, r"mlp\.down_proj\.weight is 32 x 48 in the files and 32 x 50 by"),
         ({"vocab_size": 301}, "lm_head.weight is 300 x 32 in the files and 301 x 32 by"),
@@ -249,9 +249,8 @@ def test_quantised_tensors_without_a_word_in_the_configuration(copied):
         tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
 
     refused(holding(copied, pack), "down_proj.weight_scale_inv, which a llama model")
-    refused(
-        holding(copied, lambda t: t.update({"lm_head.weight": torch.ones(300, 32, dtype=torch.int8)})), "as integers"
-    )
+    whole = {"lm_head.weight": torch.ones(300, 32, dtype=torch.int8)}
+    refused(holding(copied, lambda t: t.update(whole)), "lm_head.weight is stored as integers")
 
 
 def test_numbers_that_are_none_and_blocks_that_are_zero(copied, tmp_path):
@@ -323,7 +322,7 @@ def test_a_whole_model_with_an_adapter_in_its_folder_is_not_guessed_about(copied
     refused(copied, "a whole model and an adapter")
 
 
-# --- models with other towers ---------------------------------------------------------------------------------------------
+# --- models with other towers ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=VISION_LANGUAGE)
