@@ -92,13 +92,19 @@ class Checkpoint:
             config = AutoConfig.from_pretrained(place, **options)
             check_kind(config, source.where)
             auto, skeleton = _skeleton(config, source.where, bool(options.get("trust_remote_code")))
-        folder = local or (snapshot(place, options.get("revision")) if source.kind == "hub" else None)
+        folder = local or (snapshot(source.where, options.get("revision")) if source.kind == "hub" else None)
         return cls(source.where, config, skeleton, find_layers(skeleton), options, source.kind, folder, header, auto)
 
     @property
     def place(self) -> str:
-        """What transformers is given to read from: a folder or an id."""
-        return str(Path(self.where).parent) if self.kind == "gguf" else self.where
+        """What transformers is given to read from: a folder or an id.
+
+        Where the hub is not to be asked that is the folder in its cache: given the id, transformers asks all the same.
+        """
+        if self.kind == "gguf":
+            return str(Path(self.where).parent)
+        cached = self.kind == "hub" and self.options.get("local_files_only") and self.folder is not None
+        return str(self.folder) if cached else self.where
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -158,7 +158,9 @@ def _identity(checkpoint: Checkpoint) -> str:
     """Identity of the whole checkpoint, whatever part of it is loaded in whatever dtype; empty where it has none."""
     path = Path(checkpoint.where)
     if checkpoint.kind == "hub":
-        commit = compat.commit_of(checkpoint.skeleton)
+        folder = checkpoint.folder
+        cached = folder.name if folder is not None and folder.parent.name == "snapshots" else None
+        commit = compat.commit_of(checkpoint.skeleton) or cached
         return f"hub:{checkpoint.where}@{commit}" if commit else ""
     if checkpoint.kind == "gguf":
         files = [path]

@@ -51,29 +51,36 @@ def opened(
         "trust_remote_code": trust_remote_code,
         "local_files_only": answer is not None and not answer.reached,
     }
-
-    def attempt(**options: Any) -> tuple[Checkpoint, PreTrainedTokenizerBase]:
-        checkpoint = Checkpoint.open(source, lambda model: find_layers(model, layers)[0], **options)
-        own = adapters.tokenizer_of(merging) if merging is not None else None
-        place, which = (str(own), {}) if own is not None else source.reading
-        if own is not None:
-            tell(f"the adapter's own tokenizer and chat template are used, from {own}")
-        return checkpoint, _tokenizer(place, **options, **which)
-
+    cached = replace(source, cached=snapshot(source.where, revision)) if source.kind == "hub" else source
     try:
         try:
-            return (*attempt(**options), merging)
+            return (
+                *_attempt(cached if options["local_files_only"] else source, merging, layers, tell, options),
+                merging,
+            )
         except OSError:
             # The hub may tell of a model whose files it then refuses; what was downloaded before will do.
-            if source.kind != "hub" or options["local_files_only"] or snapshot(source.where, revision) is None:
+            if options["local_files_only"] or cached.cached is None:
                 raise
-            found = attempt(**{**options, "local_files_only": True})
+            found = _attempt(cached, merging, layers, tell, {**options, "local_files_only": True})
             tell(f"the hub refuses the files of {shown(name, source.where)}: the copy in the cache is used")
             return (*found, merging)
     except DctError:
         raise
     except Exception as error:
         raise loading_error(name, source, error) from error
+
+
+def _attempt(
+    source: Source, merging: Path | None, layers: str, tell: Callable[[str], None], options: dict[str, Any]
+) -> tuple[Checkpoint, PreTrainedTokenizerBase]:
+    checkpoint = Checkpoint.open(source, lambda model: find_layers(model, layers)[0], **options)
+    own = adapters.tokenizer_of(merging) if merging is not None else None
+    if own is None:
+        place, which = source.reading
+        return checkpoint, _tokenizer(place, **options, **which)
+    tell(f"the adapter's own tokenizer and chat template are used, from {own}")
+    return checkpoint, _tokenizer(str(own), **options)
 
 
 def _tokenizer(place: str, **options: Any) -> PreTrainedTokenizerBase:

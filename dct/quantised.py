@@ -61,7 +61,7 @@ def tables(parameter: torch.Tensor, module: nn.Module) -> list[str]:
     found = []
     for name, value in own.items():
         stem = name.removeprefix(f"{called}_").removeprefix("weight_")
-        alone = stem == name and name in ("scale", "scales", "zeros") and not isinstance(module, HOLDERS)
+        alone = stem == name and name == "scale" and not isinstance(module, HOLDERS)
         if value is not None and value is not parameter and TABLES.fullmatch(stem) and not alone:
             found.append(name)
     return found

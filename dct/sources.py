@@ -32,6 +32,7 @@ class Source:
         kind: which of these it is.
         adapter: folder or hub id of the adapter that is merged into it.
         remarks: what the user should know about how the name was understood.
+        cached: folder of the hub's files in the cache, where the hub is not to be asked.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Source:
     kind: Literal["folder", "hub", "gguf"]
     adapter: str | None = None
     remarks: tuple[str, ...] = ()
+    cached: Path | None = None
 
     @property
     def file(self) -> Path | None:
@@ -49,7 +51,7 @@ class Source:
     def reading(self) -> tuple[str, dict[str, Any]]:
         """What transformers' `from_pretrained` is given: a place, and options that say which file there."""
         if self.file is None:
-            return self.where, {}
+            return str(self.cached or self.where), {}
         return str(self.file.parent), {"gguf_file": self.file.name}
 
 

@@ -34,7 +34,7 @@ def adapter(folder: Path, base: Path | str, config) -> torch.Tensor:
     torch.manual_seed(1)
     model = peft.get_peft_model(random_model("llama"), config)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     model.eval().save_pretrained(folder, save_embedding_layers=False)

@@ -144,7 +144,9 @@ def test_packed_numbers_become_plain_weights_in_the_chosen_type(tmp_path, tokeni
         wanted = model.get_parameter(name)
         if parameter.ndim > 1 and wanted.shape[-1] % 32 == 0:  # gguf's own numbers, unpacked by gguf alone
             stored = gguf.GGMLQuantizationType[kind]
-            wanted = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(wanted.detach().numpy(), stored), stored))
+            wanted = torch.from_numpy(
+                gguf.quants.dequantize(gguf.quants.quantize(wanted.detach().numpy(), stored), stored)
+            )
         torch.testing.assert_close(parameter, wanted, atol=1e-6, rtol=1e-6)
     assert getattr(lm.model.config, "quantization_config", None) is None
     assert lm.describe()["source"] == f"gguf ({kind})"
