@@ -21,6 +21,9 @@ SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?
 
 TEXT, ARRAY = 8, 9
 
+TOKENS, KINDS, CONTROL = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", 3
+"""The two lists of a vocabulary, and the kind of token that only templates write."""
+
 MOST = 2**24
 """More entries, or bytes of one text, than any header holds: a damaged file."""
 
@@ -36,12 +39,14 @@ class Header:
         values: its metadata; arrays as their lengths.
         shapes: tensor -> sizes, the fastest first.
         types: tensor -> name of how its numbers are stored, such as Q4_K.
+        controls: text of each control token -> its number: what no user's text may be cut into.
     """
 
     architecture: str
     values: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     types: dict[str, str]
+    controls: dict[str, int]
 
     @property
     def elements(self) -> int:
@@ -98,7 +103,9 @@ def _header(path: Path, stream: BinaryIO) -> Header:
     values: dict[str, Any] = {}
     for _ in range(entries):
         key = _text(stream)
-        values[key] = _value(stream, *struct.unpack("<I", stream.read(4)))
+        values[key] = _value(stream, *struct.unpack("<I", stream.read(4)), keep=key in (TOKENS, KINDS))
+    texts, kinds = values.pop(TOKENS, []), values.pop(KINDS, [])
+    controls = {text: number for number, (text, kind) in enumerate(zip(texts, kinds, strict=False)) if kind == CONTROL}
     if values.get("split.count", 0) > 1:
         raise DctError(f"{path} is one piece of a split GGUF file: put the pieces together (llama-gguf-split --merge)")
     shapes, types, ends = {}, {}, 0
@@ -115,7 +122,7 @@ def _header(path: Path, stream: BinaryIO) -> Header:
         raise DctError(
             f"cannot load the model in {path}: it is cut short, {path.stat().st_size:,} of {begins + ends:,} bytes"
         )
-    return Header(str(values.get("general.architecture", "unknown")), values, shapes, types)
+    return Header(str(values.get("general.architecture", "unknown")), values, shapes, types, controls)
 
 
 def _damaged() -> tuple[int, ...]:
@@ -132,13 +139,16 @@ def _text(stream: BinaryIO) -> str:
     return content.decode("utf-8", "replace")
 
 
-def _value(stream: BinaryIO, kind: int) -> Any:
+def _value(stream: BinaryIO, kind: int, *, keep: bool = False) -> Any:
+    """A value of the metadata; of a list its length, or, to `keep`, the list."""
     if kind == TEXT:
         return _text(stream)
     if kind == ARRAY:
         inner, length = struct.unpack("<IQ", stream.read(12))
         if length > MOST:
             raise ValueError("no list is that long")
+        if keep:
+            return [_value(stream, inner) for _ in range(length)]
         if inner in SCALARS:
             stream.seek(length * struct.calcsize(SCALARS[inner]), 1)
         else:

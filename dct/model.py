@@ -205,7 +205,8 @@ def find_layers(model: PreTrainedModel, path: str = "") -> tuple[str, nn.ModuleL
         DctError: no list, or several, fit; the message lists the candidates.
     """
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    candidates = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
+    named = [f"{name} ({len(m)})" for name, m in lists.items()]
+    candidates = ", ".join(named[:6]) + (f" and {len(named) - 6} more" if len(named) > 6 else "") or "none"
     if path:
         if path not in lists:
             raise DctError(f"no block list at {path!r}; the model has: {candidates}")

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from dct import adapters
 from dct.checkpoint import Checkpoint, hushed
 from dct.errors import DctError
+from dct.gguf import Header
 from dct.hub import Answer, ask, download, explained, shown, snapshot
 from dct.model import find_layers
 from dct.sources import ADAPTER, CONFIG, Source, adapted, find
@@ -78,7 +79,10 @@ def _attempt(
     own = adapters.tokenizer_of(merging) if merging is not None else None
     if own is None:
         place, which = source.reading
-        return checkpoint, _tokenizer(place, **options, **which)
+        tokenizer = _tokenizer(place, **options, **which)
+        if checkpoint.header is not None:
+            _special_tokens(tokenizer, checkpoint.header)
+        return checkpoint, tokenizer
     tell(f"the adapter's own tokenizer and chat template are used, from {own}")
     return checkpoint, _tokenizer(str(own), **options)
 
@@ -87,6 +91,22 @@ def _tokenizer(place: str, **options: Any) -> PreTrainedTokenizerBase:
     """The one place where a tokenizer is read."""
     with hushed():
         return AutoTokenizer.from_pretrained(place, **options)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, header: Header) -> None:
+    """Has a tokenizer know the control tokens that its GGUF file names, and their roles.
+
+    Some versions of transformers drop them; a template's marks would then be cut like a user's text, without a word.
+    """
+    known = tokenizer.added_tokens_decoder
+    lost = [text for text, number in header.controls.items() if number not in known]
+    if lost:
+        tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in lost], special_tokens=True)
+    for role in ("bos", "eos", "unknown", "padding"):
+        number = header.values.get(f"tokenizer.ggml.{role}_token_id")
+        name = {"unknown": "unk_token", "padding": "pad_token"}.get(role, f"{role}_token")
+        if isinstance(number, int) and number < len(tokenizer) and getattr(tokenizer, f"{name}_id", None) != number:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(number))
 
 
 def _of_other_files(source: Source, answer: Answer, revision: str | None) -> tuple[Source, Answer | None]:

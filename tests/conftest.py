@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 # Shapes in signatures are checked while the tests run. The hook must be in place before the core is imported.
 CORE = """ablation adapters batching blocks calibration checkpoint compilation derivatives estimate factors fitting
-generation gguf hub loading melbo memory model opening placement quantised ranking slice soundness sources steering tasks
-weightfiles"""
+generation gguf hub loading melbo memory model opening placement quantised ranking slice soundness sources steering
+tasks weightfiles"""
 jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartype.beartype")
 
 import dct  # noqa: E402

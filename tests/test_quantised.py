@@ -124,7 +124,12 @@ def test_an_fp8_folder_loads_and_computes(tmp_path, tokenizer, prompts):
     path = tmp_path / "config.json"
     quantization = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": quantization}))
-    lm = dct.load(str(tmp_path), dtype="float32", device="cpu")
+    try:
+        lm = dct.load(str(tmp_path), dtype="float32", device="cpu")
+    except dct.DctError as error:  # the lowest version needs its library even to unpack
+        if "No module named 'triton'" not in str(error):
+            raise
+        pytest.skip(str(error))
     for name, wanted in plain.items():
         module = lm.model.get_submodule(name.removesuffix(".weight"))
         if quantised(module.weight, module) is None:
