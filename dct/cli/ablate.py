@@ -58,6 +58,7 @@ def ablate(
     ] = "model",
     seed: o.Seed = 0,
     model: o.RunModel = None,
+    adapter: o.RunAdapter = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
@@ -73,7 +74,13 @@ def ablate(
         raise UsageError(f"unknown --site {site!r}: choose source or target")
     saving = Saving(save, save_dtype, save_as)
     saving.check()
-    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    loading = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "trust_remote_code": trust_remote_code,
+    }
     reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
     opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     names = list(chosen_vectors(opened, vector, rank, top))

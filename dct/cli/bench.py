@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @command
 def bench(
     model: o.Model = DEMO,
+    adapter: o.Adapter = None,
     source: o.Source = None,
     target: o.Target = None,
     quick: Annotated[
@@ -88,6 +89,7 @@ def bench(
             "no figures: matplotlib is missing; pip install 'deep-causal-transcoders[bench]' (or --no-figures)"
         )
     loading: dict[str, Any] = {
+        "adapter": adapter,
         "dtype": dtype,
         "device": device,
         "layers": layers,

@@ -19,6 +19,7 @@ from dct.cli.work import fit_prompts, load_model, note_repeated
 @command
 def calibrate(
     model: o.Model = DEMO,
+    adapter: o.Adapter = None,
     source: o.Source = None,
     target: o.Target = None,
     ratio: o.Ratio = None,
@@ -59,6 +60,7 @@ def calibrate(
         terminal,
         model,
         between=between,
+        adapter=adapter,
         dtype=dtype,
         device=device,
         memory=memory,

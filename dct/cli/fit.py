@@ -14,7 +14,7 @@ from rich.markup import escape
 from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
-from dct.cli.work import fit_prompts, keep_prompts, load_model, note_repeated, provenance, short_name
+from dct.cli.work import fit_prompts, keep_prompts, load_model, note_repeated, portable, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError
 from dct.memory import human_bytes, peak
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @command
 def fit(
     model: o.Model = DEMO,
+    adapter: o.Adapter = None,
     source: o.Source = None,
     target: o.Target = None,
     method: Annotated[
@@ -90,6 +91,7 @@ def fit(
         recipe = Recipe(
             model=model,
             loading={
+                "adapter": portable(adapter) if adapter else None,
                 "dtype": dtype,
                 "device": device,
                 "layers": layers,

@@ -8,10 +8,17 @@ import typer
 RUN_HELP = "Run folder or factors file; left out, the newest under runs/."
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Alias (`dct models` lists them), local folder or Hugging Face id.")
+    str,
+    typer.Option(
+        "--model", "-m", help="Alias (`dct models` lists them), folder, GGUF file, adapter or Hugging Face id."
+    ),
 ]
 RunModel = Annotated[
     str | None, typer.Option("--model", "-m", help="Another place of the run's model.", show_default="the run's")
+]
+Adapter = Annotated[str | None, typer.Option(help="PEFT adapter to merge into the model: a folder or an id.")]
+RunAdapter = Annotated[
+    str | None, typer.Option("--adapter", help="Another adapter than the run's.", show_default="the run's")
 ]
 Source = Annotated[
     int | None,

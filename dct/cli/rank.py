@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def rank(
     run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
     model: o.RunModel = None,
+    adapter: o.RunAdapter = None,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
     prompts: o.Prompts = None,
@@ -81,7 +82,13 @@ def rank(
     terminal = Terminal(as_json, quiet)
     multiples = parse_scales(scales)
     asked = chosen_task(task, match, unlock, column, prompts, by, max_damage)
-    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    loading = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "trust_remote_code": trust_remote_code,
+    }
     reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
     opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     mild = harmless_prompts(factors.info, harmless, n)

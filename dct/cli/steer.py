@@ -59,6 +59,7 @@ def steer(
     temperature: o.Temperature = 0.0,
     seed: o.Seed = 0,
     model: o.RunModel = None,
+    adapter: o.RunAdapter = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
@@ -74,7 +75,13 @@ def steer(
     The vector R v is added at the source layer, at every token of the prompt and of the completion.
     """
     terminal = Terminal(as_json, quiet)
-    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    loading = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "trust_remote_code": trust_remote_code,
+    }
     reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
     opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     picked = chosen_vectors(opened, vector, rank, top)
