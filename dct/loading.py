@@ -86,9 +86,11 @@ def load(
         for remark in placing.remarks:
             say(remark)
         model, offload = _read(name, checkpoint, blocks, placing, place, spread=device == "map")
+        behind = None
         if blocks is not None:
             part = LanguageModel(model, tokenizer, name, checkpoint.layers_path, "part", checkpoint, blocks)
-            if not runs_in_part(part):
+            alone, behind = runs_in_part(part), part.behind
+            if not alone:
                 say(f"{name} is loaded whole: what its blocks are handed comes from other blocks")
                 del model, part
                 blocks = None
@@ -103,7 +105,7 @@ def load(
         model, words = adapters.merge(model, merging, name)
         say(f"adapter {merging} merged into the weights: {words}")
         print_ = f"{print_}+adapter:{adapters.fingerprint(merging)}"
-    return LanguageModel(
+    lm = LanguageModel(
         model,
         tokenizer,
         name,
@@ -115,6 +117,8 @@ def load(
         offload=offload,
         adapter=str(merging) if merging is not None else None,
     )
+    lm.behind = behind
+    return lm
 
 
 def _unpacking(name: str) -> AbstractContextManager[None]:
