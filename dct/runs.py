@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dct.as_json import to_json
 from dct.errors import DctError
 from dct.factors import Factors, read_tensors, write_tensors, write_whole
 from dct.fitting import State
@@ -64,7 +65,7 @@ class Run:
         self.ranking.unlink(missing_ok=True)  # it ranks the factors that were here before
 
     def save_ranking(self, content: dict[str, Any]) -> None:
-        write_whole(self.ranking, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(self.ranking, (to_json(content, indent=1) + "\n").encode())
 
     def load_ranking(self) -> dict[str, Any]:
         """Reads `rank.json`.

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from dct.cli import options as o
+from dct.cli.ranges import choice, count
 from dct.cli.steer import (
     HARMLESS,
     chosen_vectors,
@@ -16,9 +16,9 @@ from dct.cli.steer import (
     effect_table,
     literal_or_unseen,
 )
-from dct.cli.terminal import Terminal, command
+from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
-from dct.errors import DctError, UsageError
+from dct.errors import DctError
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
@@ -30,19 +30,17 @@ if TYPE_CHECKING:
 @command
 def ablate(
     run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
-    vector: Annotated[list[str] | None, typer.Option("--vector", "-v", help="A vector's number; repeatable.")] = None,
-    rank: Annotated[
-        list[int] | None, typer.Option("--rank", help="A vector by its place in the ranking; repeatable.")
-    ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="The first so many of the ranking.")] = None,
-    aggregate: Annotated[
-        str | None, typer.Option(help="Ablate their mean or svd; left out, all of them at once.")
-    ] = None,
-    site: Annotated[str, typer.Option(help="source: the vectors V; target: what they cause, U.")] = "source",
+    vector: o.Vector = None,
+    rank: o.Rank = None,
+    top: o.Top = None,
+    aggregate: o.Aggregate = None,
+    site: Annotated[
+        str, choice("--site", "source", "target", help="source: the vectors V; target: what they cause, U.")
+    ] = "source",
     prompt: o.Prompt = None,
     prompts: o.Prompts = None,
     column: o.Column = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Prompts to complete, when none is given literally.")] = 3,
+    n: Annotated[int, count("--n", help="Prompts to complete, when none is given literally.")] = 3,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
     harmless: o.Harmless = None,
@@ -62,8 +60,6 @@ def ablate(
 ) -> None:
     """Project directions out of every matrix that writes into the residual stream; compare before and after."""
     terminal = Terminal(as_json, quiet)
-    if site not in ("source", "target"):
-        raise UsageError(f"unknown --site {site!r}: choose source or target")
     loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
     opened, factors, lm = open_run(terminal, run, model, force, **loading)
     names = list(chosen_vectors(opened, vector, rank, top))

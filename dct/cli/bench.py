@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from dct.aliases import DEMO
 from dct.cli import options as o
+from dct.cli.ranges import count
 from dct.cli.tasks import OWN, TaskChoice
-from dct.cli.terminal import Terminal, command
+from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import load_model, short_name
 from dct.errors import InterruptedWorkError, UsageError
 from dct.prompts import default_origin, read
@@ -32,13 +30,14 @@ def bench(
         bool, typer.Option("--quick", help="Every experiment, small: whether it runs, not what is true.")
     ] = False,
     only: Annotated[
-        str | None, typer.Option(help="Some of the experiments: i,ii,iii,iv,v,vi.", show_default="all")
+        str | None, typer.Option("--only", help="Some of the experiments: i,ii,iii,iv,v,vi.", show_default="all")
     ] = None,
     factors: Annotated[
-        int | None, typer.Option(min=2, help="Vectors of every fit.", show_default="a sixth of the width, at most 512")
+        int | None,
+        count("--factors", least=2, help="Vectors of every fit.", show_default="a sixth of the width, at most 512"),
     ] = None,
     shuffles: Annotated[
-        int | None, typer.Option(min=1, help="Of the sample-complexity experiment.", show_default="5")
+        int | None, count("--shuffles", help="Of the sample-complexity experiment.", show_default="5")
     ] = None,
     prompts: o.Prompts = None,
     column: o.Column = None,
@@ -237,6 +236,9 @@ def _clock(seconds: float) -> str:
 
 def show(terminal: Terminal, report: "Report") -> None:
     """An experiment's table and what it says."""
+    from rich import box
+    from rich.table import Table
+
     if report.rows:
         table = Table(
             title=f"({report.experiment}) {report.title}",
@@ -255,7 +257,7 @@ def show(terminal: Terminal, report: "Report") -> None:
             )
         for row, following in zip(report.rows, [*report.rows[1:], None], strict=True):
             table.add_row(
-                *(report.text(row, name) for name in report.shown),
+                *(escape(report.text(row, name)) for name in report.shown),
                 end_section=following is not None and len(report.rows) > 12 and _group(row) != _group(following),
             )
         terminal.show(table)

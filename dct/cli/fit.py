@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from dct.aliases import DEMO
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
+from dct.cli.terminal import Terminal, command, escape, human_seconds, plain, sparkline
 from dct.cli.work import fit_prompts, load_model, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError
 from dct.memory import human_bytes, peak
@@ -30,18 +29,9 @@ def fit(
     model: o.Model = DEMO,
     source: o.Source = None,
     target: o.Target = None,
-    method: Annotated[
-        str, typer.Option(help="exponential, quadratic, linear, linear-projected, linear-randomized or melbo.")
-    ] = "exponential",
-    factors: Annotated[
-        int | None, typer.Option(min=1, help="Factors to learn.", show_default="512, or the model's width")
-    ] = None,
-    iterations: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Of the exponential and quadratic fits; steps of a melbo vector.", show_default="10; melbo 60"
-        ),
-    ] = None,
+    method: o.Method = "exponential",
+    factors: o.Factors = None,
+    iterations: o.Iterations = None,
     ratio: o.Ratio = None,
     scale: o.Scale = None,
     prompts: o.Prompts = None,
@@ -50,13 +40,11 @@ def fit(
     column: o.Column = None,
     system: o.System = None,
     positions: o.Positions = None,
-    orthogonalize: Annotated[
-        str | None, typer.Option(help="qr (the post's), soft or none.", show_default="soft; quadratic qr")
-    ] = None,
-    start: Annotated[str, typer.Option(help="projected or random.")] = "projected",
-    d_proj: Annotated[int, typer.Option(min=1, help="Random output directions of the projected start.")] = 32,
-    beta: Annotated[float, typer.Option(help="Share of the new factor in each update.")] = 1.0,
-    tolerance: Annotated[float, typer.Option(help="Stop once V changes by less.")] = 0.0,
+    orthogonalize: o.Orthogonalize = None,
+    start: o.Start = "projected",
+    d_proj: o.Projected = 32,
+    beta: o.Beta = 1.0,
+    tolerance: o.Tolerance = 0.0,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
@@ -100,7 +88,7 @@ def fit(
             n=n,
             column=column,
             system=system,
-            positions=parse_positions(positions),
+            positions=o.parse_positions(positions),
             ratio=ratio,
             scale=scale,
             options={

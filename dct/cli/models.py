@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from dct.aliases import ALIASES, DEMO
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command
-from dct.cli.work import hush_libraries
+from dct.cli.terminal import Terminal, command, escape
 from dct.organism import DEMO_DIR
 
 
@@ -28,18 +26,22 @@ def models(
     if name is None:
         _aliases(terminal)
         return
+    from rich.table import Table
+
     content = _look(name, layers, revision, trust_remote_code)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     for key, value in content.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(key, f"{value:,}" if isinstance(value, int) else escape(str(value)))
     terminal.show(table)
     first, last = content["default layers"]
-    terminal.summary("ready", [("next", f"[bold cyan]dct fit --model {name} --s {first} --t {last}[/bold cyan]")])
+    terminal.summary("ready", [("next", f"[bold cyan]dct fit --model {escape(name)} --s {first} --t {last}[/bold cyan]")])
     terminal.result(content)
 
 
 def _aliases(terminal: Terminal) -> None:
+    from rich.table import Table
+
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("alias", style="cyan")
     table.add_column("model")
@@ -58,7 +60,6 @@ def _look(name: str, layers: str, revision: str | None, trust: bool) -> dict[str
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    hush_libraries()
     from dct.loading import hub_answers, loading_error, resolve
     from dct.model import default_layers, find_layers
 

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from dct.cli import options as o
+from dct.cli.ranges import LARGE, choice, count, number, text
 from dct.cli.tasks import chosen_task, run_task
-from dct.cli.terminal import Terminal, command, parse_scales, plain
+from dct.cli.terminal import Terminal, command, escape, plain
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.prompts import PromptSet, fingerprint
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.ranking import Effect, Ranking
@@ -31,30 +31,40 @@ def rank(
     prompts: o.Prompts = None,
     column: o.Column = None,
     harmless: o.Harmless = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Prompts of each set, beyond those of the fit.")] = 16,
-    by: Annotated[str, typer.Option(help="score, alpha or kl.")] = "score",
-    top: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 10,
-    scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the fitted R.")] = 1.0,
+    n: Annotated[int, count("--n", help="Prompts of each set, beyond those of the fit.")] = 16,
+    by: Annotated[str, choice("--by", "score", "alpha", "kl", help="score, alpha or kl.")] = "score",
+    top: Annotated[int, count("--top", help="Rows to show.")] = 10,
+    scale: o.Multiple = 1.0,
     scales: Annotated[
-        str, typer.Option(help="Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.")
+        str,
+        text(
+            "--scales",
+            check=o.parse_scales,
+            help="Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.",
+        ),
     ] = "1",
     max_damage: Annotated[
-        float | None, typer.Option(min=0.0, help="Damage (KL) above which a vector or scale comes behind all others.")
+        float | None,
+        number(
+            "--max-damage",
+            least=0.0,
+            most=LARGE,
+            help="Damage (KL) above which a vector or scale comes behind all others.",
+        ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked)."),
+        typer.Option(
+            "--task",
+            help="Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked).",
+        ),
     ] = None,
     match: o.Match = None,
     unlock: o.Unlock = None,
-    test: Annotated[
-        int, typer.Option(min=1, help="Of --task: at most so many questions are kept for reporting.")
-    ] = 100,
+    test: Annotated[int, count("--test", help="Of --task: at most so many questions are kept for reporting.")] = 100,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--max-new-tokens", min=1, help="Of --task: length of completions.", show_default="by the answers"
-        ),
+        count("--max-new-tokens", help="Of --task: length of completions.", show_default="by the answers"),
     ] = None,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Of --task: ask every vector every question, without halving.")
@@ -77,7 +87,7 @@ def rank(
     chosen on the first --n questions, reported on those behind them.
     """
     terminal = Terminal(as_json, quiet)
-    multiples = parse_scales(scales)
+    multiples = o.parse_scales(scales)
     asked = chosen_task(task, match, unlock, column, prompts, by, max_damage)
     loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
     opened, factors, lm = open_run(terminal, run, model, force, **loading)
@@ -134,8 +144,8 @@ def run_rank(
         "harmless_hash": fingerprint(harmless.texts),
     }
     run.save_ranking(content)
-    for text in ranking.words.notes:
-        terminal.note(text)
+    for said in ranking.words.notes:
+        terminal.note(said)
     terminal.show(_table(ranking, top))
     best = ranking.vectors[0]
     gain = best.effect.score - ranking.unsteered.score
@@ -158,10 +168,13 @@ def run_rank(
     return content
 
 
-def _table(ranking: "Ranking", top: int) -> Table:
+def _table(ranking: "Ranking", top: int) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     w = ranking.words
     table = Table(
-        title=f"logit({w.shown_positive}) − logit({w.shown_negative}) after the prompt, R = {ranking.scale:.4g}",
+        title=f"logit({escape(w.shown_positive)}) − logit({escape(w.shown_negative)}) after the prompt, R = {ranking.scale:.4g}",
         title_justify="left",
         header_style="bold",
         box=box.SIMPLE_HEAD,

@@ -1,25 +1,22 @@
 """`dct steer`: what a model says with a vector added, beside what it says without."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
+from dct.as_json import to_json
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command
+from dct.cli.ranges import LARGE, choice, count, number
+from dct.cli.terminal import Terminal, command, escape, shown
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.errors import DctError, UsageError
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import Tensor
 
     from dct.factors import Factors
@@ -35,24 +32,28 @@ HARMLESS = 16
 @command
 def steer(
     run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
-    vector: Annotated[
-        list[str] | None, typer.Option("--vector", "-v", help="A vector's number, -17 for its opposite; repeatable.")
-    ] = None,
-    rank: Annotated[
-        list[int] | None, typer.Option("--rank", help="A vector by its place in the ranking; repeatable.")
-    ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="The first so many of the ranking.")] = None,
-    aggregate: Annotated[str | None, typer.Option(help="Steer with their mean or svd instead.")] = None,
+    vector: o.Vector = None,
+    rank: o.Rank = None,
+    top: o.Top = None,
+    aggregate: o.Aggregate = None,
     prompt: o.Prompt = None,
     prompts: o.Prompts = None,
     column: o.Column = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Prompts, when none is given literally.")] = 3,
-    scale: Annotated[float, typer.Option(help="Multiplies R, or the scale that --rank brings along.")] = 1.0,
+    n: Annotated[int, count("--n", help="Prompts, when none is given literally.")] = 3,
+    scale: Annotated[
+        float,
+        number("--scale", least=-LARGE, most=LARGE, help="Multiplies R, or the scale that --rank brings along."),
+    ] = 1.0,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
     harmless: o.Harmless = None,
     system: o.System = None,
-    tokens: Annotated[str, typer.Option(help="Steer all tokens, only the prompt, or only those generated.")] = "all",
+    tokens: Annotated[
+        str,
+        choice(
+            "--tokens", "all", "prompt", "generated", help="Steer all tokens, only the prompt, or only those generated."
+        ),
+    ] = "all",
     max_new_tokens: o.MaxNew = 64,
     temperature: o.Temperature = 0.0,
     seed: o.Seed = 0,
@@ -61,7 +62,7 @@ def steer(
     device: o.Device = "auto",
     memory: o.Memory = None,
     trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the completions to this JSONL file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the completions to this JSONL file.")] = None,
     force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -96,7 +97,7 @@ def steer(
     if out is not None:
         from dct.factors import write_whole
 
-        write_whole(out, "".join(json.dumps(c) + "\n" for c in content["completions"]).encode())
+        write_whole(out, "".join(to_json(c) + "\n" for c in content["completions"]).encode())
         terminal.note(f"written to {out}")
     terminal.result(content)
 
@@ -230,9 +231,11 @@ def run_steer(
 @contextmanager
 def _growing(terminal: Terminal, prompt: str, names: list[str]) -> "Iterator[OnToken | None]":
     """A table that grows with the completions on a terminal, and makes room for the finished one."""
-    if terminal.quiet or not terminal.console.is_terminal:
+    if not terminal.live:
         yield None
         return
+    from rich.live import Live
+
     rows = [""] * len(names)
     with Live(console=terminal.console, auto_refresh=False, transient=True) as live:
 
@@ -255,12 +258,14 @@ def _aggregated(
     return [f"{how} of {len(names)} vectors"], found[best : best + 1]
 
 
-def effect_table(scorer: "Scorer", effects: list[tuple[str, "Effect"]]) -> Table:
+def effect_table(scorer: "Scorer", effects: list[tuple[str, "Effect"]]) -> "Table":
     """Effect and damage of each, the unsteered model first."""
+    from rich.table import Table
+
     w = scorer.words
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    for heading in (f"{w.shown_positive} − {w.shown_negative}", "flipped", "damage (KL)"):
+    for heading in (f"{escape(w.shown_positive)} − {escape(w.shown_negative)}", "flipped", "damage (KL)"):
         table.add_column(heading, justify="right")
     for name, effect in [("unsteered", scorer.unsteered), *effects]:
         kl = "–" if effect.kl is None else f"{effect.kl:.3f}"
@@ -268,22 +273,25 @@ def effect_table(scorer: "Scorer", effects: list[tuple[str, "Effect"]]) -> Table
     return table
 
 
-def completions_table(prompt: str, names: list[str], texts: list[str]) -> Table:
+def completions_table(prompt: str, names: list[str], texts: list[str]) -> "Table":
     """Completions of a prompt, the untouched model's first: side by side, or one below the other if they are many."""
     table = _frame(prompt)
     if len(names) <= 3:
         for k, name in enumerate(names):
             table.add_column(name, ratio=1, style="dim" if k == 0 else "", overflow="fold")
-        table.add_row(*(Text(text) for text in texts))
+        table.add_row(*(shown(text) for text in texts))
         return table
     table.add_column("", no_wrap=True)
     table.add_column("completion", ratio=1, overflow="fold")
     for k, (name, text) in enumerate(zip(names, texts, strict=True)):
-        table.add_row(name, Text(text), style="dim" if k == 0 else "")
+        table.add_row(name, shown(text), style="dim" if k == 0 else "")
     return table
 
 
-def _frame(prompt: str) -> Table:
+def _frame(prompt: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     return Table(
         title=f"[bold]{escape(prompt)}[/bold]",
         title_justify="left",

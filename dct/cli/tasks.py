@@ -3,15 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from dct.cli.terminal import Terminal, plain
+from dct.cli.terminal import Terminal, escape, plain
 from dct.errors import UsageError
 from dct.prompts import PromptSet, default_origin, fingerprint
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.runs import Run
@@ -121,7 +119,10 @@ def run_task(
     return content
 
 
-def _table(ranking: "TaskRanking", top: int) -> Table:
+def _table(ranking: "TaskRanking", top: int) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     table = Table(
         title=f"right answers to {escape(ranking.task)}, R = {ranking.scale:.4g}",
         title_justify="left",
