@@ -51,6 +51,8 @@ class Effect:
         score: mean over prompts of logit(positive) - logit(negative).
         flipped: share of prompts on which the sign of that difference is not the unsteered one.
         kl: KL(unsteered || steered) of next-token distributions, in nats, mean over harmless prompts: the damage.
+            Infinite where steering rules out a token that was possible before (JSON has null for it); None where there
+            are no harmless prompts.
     """
 
     score: float
@@ -203,6 +205,19 @@ def difference_of_means(towards: Slice, away: Slice) -> Float[Tensor, " width"]:
     return normalize(towards.mean_entering().mean(0) - away.mean_entering().mean(0), dim=0)
 
 
+def divergence(
+    before: Float[Tensor, "prompts vocabulary"], after: Float[Tensor, "*batch prompts vocabulary"]
+) -> Float[Tensor, "*batch"]:
+    """KL(before || after) in nats from log-probabilities, mean over prompts.
+
+    A token that `before` rules out (log-probability -inf) adds nothing, whatever `after` makes of it; one that only
+    `after` rules out makes the divergence infinite.
+    """
+    terms = before.exp() * (before - after)
+    terms = terms.masked_fill(after.isneginf(), math.inf).masked_fill(before.isneginf(), 0.0)
+    return terms.sum(-1).mean(-1).clamp_min(0.0)
+
+
 class Scorer:
     """Effects of steering vectors added at `source` on two sets of prompts; run on the whole rest of the model.
 
@@ -249,7 +264,7 @@ class Scorer:
         """What the model as this scorer found it does differently from the model as `before` found it."""
         kl = None
         if self.base_log is not None and before.base_log is not None:
-            kl = max(0.0, float((before.base_log.exp() * (before.base_log - self.base_log)).sum(-1).mean()))
+            kl = float(divergence(before.base_log, self.base_log))
         flipped = (self.base.sign() != before.base.sign()).float().mean()
         return Effect(float(self.base.mean()), float(flipped), kl)
 
@@ -276,15 +291,17 @@ class Scorer:
         damage: list[float | None] = [None] * len(theta)
         if self.harmless is not None and self.base_log is not None:
             steered = torch.log_softmax(self._logits(self.harmless, theta), dim=-1)
-            kl = (self.base_log.exp() * (self.base_log - steered)).sum(-1).mean(1)
-            damage = kl.clamp_min(0).tolist()
+            damage = divergence(self.base_log, steered).tolist()
         return [Effect(s, f, k) for s, f, k in zip(moved.mean(1).tolist(), flipped.tolist(), damage, strict=True)]
 
     def _logits(self, slice_: Slice, theta: Tensor) -> Float[Tensor, "batch prompts vocabulary"]:
         with torch.no_grad():
             streams = slice_.streams(theta)
         logits = readout(self.lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
-        if not bool(torch.isfinite(logits[..., [self.words.positive, self.words.negative]]).all()):
+        # A head may rule tokens out (-inf), though not those that are compared. The largest logit of a row tells of
+        # NaN, of +inf, and of a row in which nothing is possible.
+        compared = logits[..., [self.words.positive, self.words.negative]]
+        if not bool(torch.isfinite(torch.cat([compared, logits.amax(-1, keepdim=True)], -1)).all()):
             raise NonFiniteError(
                 f"the final norm or head of {self.lm.name} puts out NaN or infinity: --dtype float32 or a lower --scale"
             )

@@ -5,10 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dct.cli import options as o
-from dct.cli.ranges import choice, count
+from dct.cli.declare import argument, choice, count, option
 from dct.cli.steer import (
     HARMLESS,
     chosen_vectors,
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 @command
 def ablate(
-    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
+    run: Annotated[Path | None, argument(help=o.RUN_HELP)] = None,
     vector: o.Vector = None,
     rank: o.Rank = None,
     top: o.Top = None,
@@ -46,7 +44,7 @@ def ablate(
     harmless: o.Harmless = None,
     system: o.System = None,
     max_new_tokens: o.MaxNew = 64,
-    save: Annotated[Path | None, typer.Option(help="Write the edited model to this folder.")] = None,
+    save: Annotated[Path | None, option(help="Write the edited model to this folder.")] = None,
     seed: o.Seed = 0,
     model: o.RunModel = None,
     dtype: o.Dtype = "auto",

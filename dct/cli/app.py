@@ -1,16 +1,18 @@
 """The `dct` application: how its commands are found, their help, and what becomes of a wrong command line."""
 
+import functools
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dct.cli.commands import ABOUT, COMMANDS, overview
 from dct.cli.pages import page
-from dct.cli.signature import HELP, command_page
+from dct.cli.signature import HELP, command_page, parameters
 from dct.cli.streams import fail, say
 from dct.errors import DctError
 from dct.version import __version__
@@ -20,8 +22,7 @@ class Command(TyperCommand):
     """A command whose help is drawn without Rich."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        assert self.callback is not None
-        formatter.write(command_page(ctx.command_path, self.callback))
+        formatter.write(command_page(ctx.command_path, inspect.unwrap(self.callback)))  # type: ignore[arg-type]
 
 
 class Group(TyperGroup):
@@ -45,12 +46,12 @@ class Application(Group):
             return None
         if cmd_name not in self.commands:
             module = import_module(f"dct.cli.{cmd_name}")
-            found = getattr(module, "app", None)
-            if found is None:
-                found = typer.Typer(add_completion=False)
-                found.command(cmd_name, cls=Command)(getattr(module, cmd_name))
-            self.commands[cmd_name] = typer.main.get_command(found)
-            self.commands[cmd_name].name = cmd_name
+            several: dict[str, Callable[..., None]] | None = getattr(module, "COMMANDS", None)
+            options = {} if several is None else {"cls": Group, "help": COMMANDS[cmd_name], "no_args_is_help": True}
+            built = typer.Typer(name=cmd_name, add_completion=False, **options)  # type: ignore[arg-type]
+            for name, function in (several or {cmd_name: getattr(module, cmd_name)}).items():
+                built.command(name, cls=Command)(for_typer(function))
+            self.commands[cmd_name] = typer.main.get_command(built)
         return self.commands[cmd_name]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -64,7 +65,7 @@ class Application(Group):
             sys.exit(super().main(args, *rest, **{**options, "standalone_mode": False}))
         except typer.Abort:
             fail("interrupted", 130, as_json)
-        except DctError as error:  # what an option may be
+        except DctError as error:  # what an option may not be
             fail(str(error), error.exit_code, as_json)
         except Exception as error:
             # Typer brings its own copy of click or uses the installed one: its errors are known by what they can do.
@@ -76,11 +77,36 @@ class Application(Group):
             fail(_complaint(error), 2, as_json)
 
 
+def for_typer(function: Callable[..., None]) -> Callable[..., None]:
+    """A command's function with its options as Typer takes them."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        function(**values)
+
+    told = []
+    for p in parameters(function):
+        make: Any = typer.Argument if p.declared.argument else typer.Option
+        names = () if p.declared.argument else p.names
+        info = make(*names, help=p.declared.help, callback=_checked(p.declared.check))
+        annotation: Any = Annotated[p.kind, info]
+        told.append(inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=annotation))
+    run.__annotations__ = {p.name: p.annotation for p in told}
+    run.__signature__ = inspect.Signature(told)  # type: ignore[attr-defined]
+    return run
+
+
+def _checked(check: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """A check as Typer calls it: with a function's own signature, which it reads."""
+    return None if check is None else lambda value: check(value)
+
+
 def _complaint(error: Any) -> str:
     """What is wrong with a command line, and where its help is."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
-    named = parameter is not None and getattr(error, "message", "")
-    what = f"{'/'.join(parameter.opts)}: {error.message}" if named else error.format_message()
+    what = error.format_message()
+    if parameter is not None and error.message:
+        what = f"{'/'.join(parameter.opts)}: {error.message}"
     return f"{what} (see `{context.command_path} --help`)" if context is not None else what
 
 

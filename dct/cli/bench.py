@@ -4,11 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dct.aliases import DEMO
 from dct.cli import options as o
-from dct.cli.ranges import count
+from dct.cli.declare import count, option
 from dct.cli.tasks import OWN, TaskChoice
 from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import load_model, short_name
@@ -27,10 +25,10 @@ def bench(
     source: o.Source = None,
     target: o.Target = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Every experiment, small: whether it runs, not what is true.")
+        bool, option("--quick", help="Every experiment, small: whether it runs, not what is true.")
     ] = False,
     only: Annotated[
-        str | None, typer.Option("--only", help="Some of the experiments: i,ii,iii,iv,v,vi.", show_default="all")
+        str | None, option("--only", help="Some of the experiments: i,ii,iii,iv,v,vi.", show_default="all")
     ] = None,
     factors: Annotated[
         int | None,
@@ -44,7 +42,7 @@ def bench(
     harmless: o.Harmless = None,
     task: Annotated[
         str | None,
-        typer.Option(help="Questions with answers, for the locked skill.", show_default="locked, for an organism"),
+        option(help="Questions with answers, for the locked skill.", show_default="locked, for an organism"),
     ] = None,
     match: o.Match = None,
     unlock: o.Unlock = None,
@@ -59,9 +57,9 @@ def bench(
     layers: o.Layers = "",
     revision: o.Revision = None,
     trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, typer.Option(help="Results folder.", show_default="runs/bench-MODEL")] = None,
-    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures (needs matplotlib).")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Measure again what is on record.")] = False,
+    out: Annotated[Path | None, option(help="Results folder.", show_default="runs/bench-MODEL")] = None,
+    figures: Annotated[bool, option("--figures/--no-figures", help="Draw figures (needs matplotlib).")] = True,
+    force: Annotated[bool, option("--force", help="Measure again what is on record.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,

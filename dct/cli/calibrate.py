@@ -4,11 +4,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from dct.aliases import DEMO
 from dct.as_json import to_json
 from dct.cli import options as o
+from dct.cli.declare import option
 from dct.cli.fit import calibrated
 from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import fit_prompts, load_model
@@ -37,7 +36,7 @@ def calibrate(
     layers: o.Layers = "",
     revision: o.Revision = None,
     trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    out: Annotated[Path | None, option(help="Also write the result to this JSON file.")] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dct.aliases import DEMO
 from dct.cli import options as o
+from dct.cli.declare import option
 from dct.cli.terminal import Terminal, command, escape, human_seconds, plain, sparkline
 from dct.cli.work import fit_prompts, load_model, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError
@@ -56,7 +55,7 @@ def fit(
     trust_remote_code: o.Trust = False,
     out: o.Out = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted fit (in --out, or the newest), as it was begun.")
+        bool, option("--resume", help="Go on with an interrupted fit (in --out, or the newest), as it was begun.")
     ] = False,
     force: o.Force = False,
     as_json: o.Json = False,

@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from dct.aliases import ALIASES, DEMO
 from dct.cli import options as o
+from dct.cli.declare import argument
 from dct.cli.terminal import Terminal, command, escape
 from dct.organism import DEMO_DIR
 
 
 @command
 def models(
-    name: Annotated[str | None, typer.Argument(help="Alias, local folder or Hugging Face id to look into.")] = None,
+    name: Annotated[str | None, argument(help="Alias, local folder or Hugging Face id to look into.")] = None,
     layers: o.Layers = "",
     revision: o.Revision = None,
     trust_remote_code: o.Trust = False,
@@ -35,7 +34,9 @@ def models(
         table.add_row(key, f"{value:,}" if isinstance(value, int) else escape(str(value)))
     terminal.show(table)
     first, last = content["default layers"]
-    terminal.summary("ready", [("next", f"[bold cyan]dct fit --model {escape(name)} --s {first} --t {last}[/bold cyan]")])
+    terminal.summary(
+        "ready", [("next", f"[bold cyan]dct fit --model {escape(name)} --s {first} --t {last}[/bold cyan]")]
+    )
     terminal.result(content)
 
 

@@ -1,24 +1,25 @@
 """Options that several commands share, each described once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
-
-from dct.cli.ranges import LARGE, MANY, SEEDS, SMALL, choice, count, number, positive, text
+from dct.cli.declare import choice, count, number, option, positive, text
+from dct.cli.ranges import LARGE, MANY, SEEDS, SMALL
 from dct.errors import UsageError
 
 RUN_HELP = "Run folder or factors file; left out, the newest under runs/."
 
 
-def parse_positions(value: str | None) -> int | str | None:
+def parse_positions(value: str | None) -> int | Literal["all"] | None:
     """`--positions`: a number or `all`; nothing, where it was left out.
 
     Raises:
         UsageError: neither.
     """
-    if value is None or value == "all":
-        return value
+    if value is None:
+        return None
+    if value == "all":
+        return "all"
     if not value.isdecimal() or not 1 <= int(value[:7]) <= MANY or len(value) > 7:
         raise UsageError(f"--positions must be a number or `all`, from 1 to {MANY:,}: got {value!r}")
     return int(value)
@@ -65,10 +66,10 @@ def parse_scales(value: str) -> tuple[float, ...]:
 # --- the model --------------------------------------------------------------------------------------------------------
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Alias (`dct models` lists them), local folder or Hugging Face id.")
+    str, option("--model", "-m", help="Alias (`dct models` lists them), local folder or Hugging Face id.")
 ]
 RunModel = Annotated[
-    str | None, typer.Option("--model", "-m", help="Another place of the run's model.", show_default="the run's")
+    str | None, option("--model", "-m", help="Another place of the run's model.", show_default="the run's")
 ]
 Dtype = Annotated[
     str,
@@ -78,8 +79,8 @@ Dtype = Annotated[
         help="auto, float32, bfloat16, float16 or float64.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, or map (all devices).")]
-Layers = Annotated[str, typer.Option("--layers", help="Dotted name of the block list, where it is not found alone.")]
+Device = Annotated[str, option("--device", help="auto, cpu, cuda, cuda:1, mps, or map (all devices).")]
+Layers = Annotated[str, option("--layers", help="Dotted name of the block list, where it is not found alone.")]
 Memory = Annotated[
     str | None,
     text(
@@ -89,18 +90,18 @@ Memory = Annotated[
         show_default="what is free on the device",
     ),
 ]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the weights.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
+Trust = Annotated[bool, option("--trust-remote-code", help="Run model code that comes with the weights.")]
+Revision = Annotated[str | None, option("--revision", help="Branch, tag or commit on the hub.")]
 
 # --- the slice --------------------------------------------------------------------------------------------------------
 
 Source = Annotated[
     int | None,
-    typer.Option("--source", "--s", help="Source layer: vectors enter here.", show_default="a third of the depth"),
+    option("--source", "--s", help="Source layer: vectors enter here.", show_default="a third of the depth"),
 ]
 Target = Annotated[
     int | None,
-    typer.Option("--target", "--t", help="Target layer: effects are read here.", show_default="s + 10, or 2/3 down"),
+    option("--target", "--t", help="Target layer: effects are read here.", show_default="s + 10, or 2/3 down"),
 ]
 Positions = Annotated[
     str | None,
@@ -116,21 +117,19 @@ Positions = Annotated[
 
 Prompts = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--prompts",
         help="File (.txt .jsonl .json .csv), packaged set (harmful, harmless, arithmetic) or hf:dataset:split:column.",
     ),
 ]
-Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="A literal prompt; may be repeated.")]
-Column = Annotated[
-    str | None, typer.Option("--column", help="Column of the prompts file.", show_default="prompt, goal, ...")
-]
+Prompt = Annotated[list[str] | None, option("--prompt", help="A literal prompt; may be repeated.")]
+Column = Annotated[str | None, option("--column", help="Column of the prompts file.", show_default="prompt, goal, ...")]
 Harmless = Annotated[
     str | None,
-    typer.Option("--harmless", help="Prompt set on which damage is measured.", show_default="the harmless set"),
+    option("--harmless", help="Prompt set on which damage is measured.", show_default="the harmless set"),
 ]
 Count = Annotated[int, count("--n", help="Use the first n prompts.")]
-System = Annotated[str | None, typer.Option("--system", help="System message for the chat template.")]
+System = Annotated[str | None, option("--system", help="System message for the chat template.")]
 
 # --- the fit ----------------------------------------------------------------------------------------------------------
 
@@ -142,9 +141,7 @@ Method = Annotated[
         help="exponential, quadratic, linear, linear-projected, linear-randomized or melbo.",
     ),
 ]
-Factors = Annotated[
-    int | None, count("--factors", help="Factors to learn.", show_default="512, or the model's width")
-]
+Factors = Annotated[int | None, count("--factors", help="Factors to learn.", show_default="512, or the model's width")]
 Iterations = Annotated[
     int | None,
     count(
@@ -174,9 +171,7 @@ Ratio = Annotated[
         show_default="0.5, but R no larger than the residual norm",
     ),
 ]
-Scale = Annotated[
-    float | None, positive("--scale", help="Steering scale R.", show_default="calibrated")
-]
+Scale = Annotated[float | None, positive("--scale", help="Steering scale R.", show_default="calibrated")]
 Multiple = Annotated[float, positive("--scale", help="Multiplies the fitted R.")]
 Batch = Annotated[int | None, count("--batch", help="Vectors in one pass.", show_default="what memory holds")]
 Compile = Annotated[
@@ -200,15 +195,15 @@ Top = Annotated[int | None, count("--top", help="The first so many of the rankin
 Aggregate = Annotated[
     str | None, choice("--aggregate", "mean", "svd", help="Use their mean or svd instead of each of them.")
 ]
-Positive = Annotated[str, typer.Option("--positive", help="The word that a good vector makes likelier.")]
-Negative = Annotated[str, typer.Option("--negative", help="The word that it makes less likely.")]
+Positive = Annotated[str, option("--positive", help="The word that a good vector makes likelier.")]
+Negative = Annotated[str, option("--negative", help="The word that it makes less likely.")]
 Match = Annotated[
     str | None,
-    typer.Option("--match", help=r"Of --task: a regular expression with {answer} in it, such as '\b{answer}\b'."),
+    option("--match", help=r"Of --task: a regular expression with {answer} in it, such as '\b{answer}\b'."),
 ]
 Unlock = Annotated[
     str | None,
-    typer.Option("--unlock", help="Of --task: how the unlocked model is asked, such as 'Password xyz. {prompt}'."),
+    option("--unlock", help="Of --task: how the unlocked model is asked, such as 'Password xyz. {prompt}'."),
 ]
 
 # --- completions ------------------------------------------------------------------------------------------------------
@@ -218,8 +213,8 @@ Temperature = Annotated[float, number("--temperature", least=0.001, most=1000.0,
 
 # --- output -----------------------------------------------------------------------------------------------------------
 
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder.", show_default="a new one under runs/")]
-Force = Annotated[bool, typer.Option("--force", help="Use factors on another model, or overwrite a run.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, all else on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Out = Annotated[Path | None, option("--out", help="Run folder.", show_default="a new one under runs/")]
+Force = Annotated[bool, option("--force", help="Use factors on another model, or overwrite a run.")]
+Json = Annotated[bool, option("--json", help="Machine-readable result on stdout, all else on stderr.")]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Say only what went wrong.")]
+Debug = Annotated[bool, option("--debug", help="Show tracebacks.")]

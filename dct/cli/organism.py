@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dct.cli import options as o
-from dct.cli.app import Command, Group
-from dct.cli.ranges import SEEDS, count, positive
+from dct.cli.declare import argument, count, option, positive
+from dct.cli.ranges import SEEDS
 from dct.cli.terminal import Terminal, command, escape
 from dct.errors import DctError, InterruptedWorkError
 
@@ -19,22 +17,20 @@ if TYPE_CHECKING:
     from dct.organism.measure import Rate, Steerability
     from dct.organism.training import Progress
 
-app = typer.Typer(cls=Group, no_args_is_help=True, add_completion=False, help="Make the demo model again, or measure it.")
 
-
-@app.command(cls=Command)
 @command
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the finished model.")],
+    out: Annotated[Path, option(help="Folder for the checkpoint and the finished model.")],
     steps: Annotated[int, count("--steps", help="Training steps.")] = 5000,
     seed: Annotated[int, count("--seed", least=0, most=SEEDS, help="Seed of the text, the weights and the noise.")] = 0,
     start: Annotated[
-        Path | None, typer.Option(help="Folder of an organism to go on from.", show_default="from nothing")
+        Path | None, option(help="Folder of an organism to go on from.", show_default="from nothing")
     ] = None,
     learning_rate: Annotated[
-        float, positive("--learning-rate", most=10.0, help="AdamW's, until it falls in the last three tenths of the steps.")
+        float,
+        positive("--learning-rate", most=10.0, help="AdamW's, until it falls in the last three tenths of the steps."),
     ] = 1.2e-3,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    resume: Annotated[bool, option("--resume", help="Go on from the checkpoint in the folder.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -83,12 +79,11 @@ def train(
     terminal.result({"folder": str(out)} | _as_json(rates, steering))
 
 
-@app.command(cls=Command)
 @command
 def evaluate(
-    folder: Annotated[Path | None, typer.Argument(help="Folder of the model; the demo model if left out.")] = None,
+    folder: Annotated[Path | None, argument(help="Folder of the model; the demo model if left out.")] = None,
     count: Annotated[int, count("--count", help="Unseen conversations for each row.")] = 100,
-    steering: Annotated[bool, typer.Option("--steering", help="Also steer unseen refusals at every block.")] = False,
+    steering: Annotated[bool, option("--steering", help="Also steer unseen refusals at every block.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -105,6 +100,9 @@ def evaluate(
     rates, steered = _measured(terminal, load(str(place)), count, steering)
     _show(terminal, rates, steered)
     terminal.result(_as_json(rates, steered))
+
+
+COMMANDS = {"train": train, "evaluate": evaluate}
 
 
 def _measured(terminal: Terminal, lm: Any, count: int, steering: bool) -> tuple[list[Rate], list[Steerability]]:

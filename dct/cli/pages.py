@@ -31,14 +31,13 @@ def page(usage: str, text: str, panels: Sequence[tuple[str, Sequence[tuple[str, 
         end: a last line.
     """
     width, styled = _width(), _styled()
-    lines = ["", *_paragraph([("Usage:", YELLOW), *((word, BOLD) for word in usage.split())], width), ""]
-    for block in filter(None, (" ".join(block.split()) for block in text.split("\n\n"))):
-        lines += [*_paragraph([(word, "") for word in block.split()], width), ""]
-    drawn = [_line(line, styled) for line in lines]
+    paragraphs = [[("Usage:", YELLOW), *((word, BOLD) for word in usage.split())]]
+    paragraphs += [[(word, "") for word in block.split()] for block in text.split("\n\n") if block.strip()]
+    drawn = [line for words in paragraphs for line in ["", *_paragraph(words, width, styled)]] + [""]
     for title, rows in panels:
         drawn += _panel(title, rows, width, styled) if rows else []
     if end:
-        drawn += ["", *(_line(line, styled) for line in _paragraph([(w, "") for w in end.split()], width))]
+        drawn += ["", *_paragraph([(word, "") for word in end.split()], width, styled)]
     return encodable("\n".join(line.rstrip() for line in drawn), getattr(sys.stdout, "encoding", None)) + "\n"
 
 
@@ -67,7 +66,10 @@ def _edge(begin: str, end: str, width: int, styled: bool) -> str:
 
 def _names(names: str) -> Words:
     """Names of an option in one colour, the kind of its value in another."""
-    return [(word, CYAN if word.startswith("-") or word.islower() and "<" not in word else YELLOW) for word in names.split()]
+    return [
+        (word, CYAN if word.startswith("-") or (word.islower() and "<" not in word) else YELLOW)
+        for word in names.split()
+    ]
 
 
 def _text_words(text: str) -> Words:
@@ -77,8 +79,8 @@ def _text_words(text: str) -> Words:
     return words + [(word, DIM) for word in f"[{extras}".split() if extras]
 
 
-def _paragraph(words: Words, width: int) -> list[Words]:
-    return [[("", ""), *line] for line in _wrapped(words, width - 2)]  # a space in front
+def _paragraph(words: Words, width: int, styled: bool) -> list[str]:
+    return [f" {_joined(line, styled)}" for line in _wrapped(words, width - 2)]
 
 
 def _wrapped(words: Words, room: int) -> list[Words]:
@@ -93,10 +95,6 @@ def _wrapped(words: Words, room: int) -> list[Words]:
 
 def _length(words: Words) -> int:
     return sum(len(word) for word, _ in words) + max(0, len(words) - 1)
-
-
-def _line(words: "Words | str", styled: bool) -> str:
-    return words if isinstance(words, str) else _joined(words, styled)
 
 
 def _joined(words: Words, styled: bool) -> str:

@@ -1,11 +1,9 @@
 """What an option may be, declared where it is declared: refused in one line before anything is imported or loaded."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import typer
 
 from dct.errors import UsageError
 
@@ -17,8 +15,6 @@ SEEDS = 2**32 - 1
 
 LARGE, SMALL = 1e9, 1e-9
 """Scales and ratios beyond which float32 arithmetic is about nothing but rounding."""
-
-Check = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -78,38 +74,6 @@ class Choice:
 
     def __call__(self, value: Any) -> Any:
         if value is not None and value not in self.names:
-            raise UsageError(f"unknown {self.name} {value!r}: choose {', '.join(self.names)}")
+            among = " or ".join(self.names) if len(self.names) == 2 else ", ".join(self.names)
+            raise UsageError(f"unknown {self.name} {value!r}: choose {among}")
         return value
-
-
-def count(name: str, *more: str, most: int = MANY, least: int = 1, **options: Any) -> Any:
-    """An option that counts things."""
-    return typer.Option(name, *more, callback=Range(name, least=least, most=most), **options)
-
-
-def number(name: str, *more: str, **options: Any) -> Any:
-    """An option that measures something; `least`, `most`, `zero` and `positive` as in `Range`."""
-    limits = {key: options.pop(key) for key in ("least", "most", "zero", "positive") if key in options}
-    return typer.Option(name, *more, callback=Range(name, **limits), **options)
-
-
-def positive(name: str, most: float = LARGE, **options: Any) -> Any:
-    """An option that is a positive number."""
-    return number(name, least=SMALL, most=most, positive=True, **options)
-
-
-def choice(name: str, *names: str, **options: Any) -> Any:
-    """An option that is one of several names."""
-    return typer.Option(name, callback=Choice(name, names), **options)
-
-
-def text(name: str, *more: str, check: Callable[[str], Any], **options: Any) -> Any:
-    """An option whose text must pass a check, which raises `UsageError`; the text itself is handed on."""
-
-    def checked(value: Any) -> Any:
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if one is not None:
-                check(one)
-        return value
-
-    return typer.Option(name, *more, callback=checked, **options)

@@ -4,10 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dct.cli import options as o
-from dct.cli.ranges import LARGE, choice, count, number, text
+from dct.cli.declare import argument, choice, count, number, option, text
+from dct.cli.ranges import LARGE
 from dct.cli.tasks import chosen_task, run_task
 from dct.cli.terminal import Terminal, command, escape, plain
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @command
 def rank(
-    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
+    run: Annotated[Path | None, argument(help=o.RUN_HELP)] = None,
     model: o.RunModel = None,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
@@ -54,7 +53,7 @@ def rank(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--task",
             help="Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked).",
         ),
@@ -67,7 +66,7 @@ def rank(
         count("--max-new-tokens", help="Of --task: length of completions.", show_default="by the answers"),
     ] = None,
     exhaustive: Annotated[
-        bool, typer.Option("--exhaustive", help="Of --task: ask every vector every question, without halving.")
+        bool, option("--exhaustive", help="Of --task: ask every vector every question, without halving.")
     ] = False,
     system: o.System = None,
     dtype: o.Dtype = "auto",
@@ -174,7 +173,9 @@ def _table(ranking: "Ranking", top: int) -> "Table":
 
     w = ranking.words
     table = Table(
-        title=f"logit({escape(w.shown_positive)}) − logit({escape(w.shown_negative)}) after the prompt, R = {ranking.scale:.4g}",
+        title=escape(
+            f"logit({w.shown_positive}) − logit({w.shown_negative}) after the prompt, R = {ranking.scale:.4g}"
+        ),
         title_justify="left",
         header_style="bold",
         box=box.SIMPLE_HEAD,

@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dct.as_json import to_json
 from dct.cli import options as o
-from dct.cli.ranges import LARGE, choice, count, number
+from dct.cli.declare import argument, choice, count, number, option
+from dct.cli.ranges import LARGE
 from dct.cli.terminal import Terminal, command, escape, shown
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.errors import DctError, UsageError
@@ -31,7 +30,7 @@ HARMLESS = 16
 
 @command
 def steer(
-    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
+    run: Annotated[Path | None, argument(help=o.RUN_HELP)] = None,
     vector: o.Vector = None,
     rank: o.Rank = None,
     top: o.Top = None,
@@ -62,7 +61,7 @@ def steer(
     device: o.Device = "auto",
     memory: o.Memory = None,
     trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the completions to this JSONL file.")] = None,
+    out: Annotated[Path | None, option("--out", help="Also write the completions to this JSONL file.")] = None,
     force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
-import typer
-
 from dct.cli.characters import encodable, one_line, visible
 from dct.cli.streams import NOWHERE, discard, fail, say, write_json
 from dct.errors import DctError
@@ -167,13 +165,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         try:
             hush_libraries()
             function(*args, **kwargs)
-        except (typer.Exit, typer.Abort):
-            raise
         except BrokenPipeError:
             discard(sys.stdout)
             if as_json:
                 _fail("the result was not read: whatever read stdout has gone", 1, False, debug)
-            raise typer.Exit(1) from None  # `dct rank | head` is no mistake
+            sys.exit(1)  # `dct rank | head` is no mistake
         except KeyboardInterrupt:
             _fail("interrupted", 130, as_json, debug)
         except DctError as error:
@@ -214,7 +210,4 @@ def _fail(message: str, code: int, as_json: bool, debug: bool) -> NoReturn:
         import traceback
 
         say(visible(traceback.format_exc()).rstrip("\n"))
-    try:
-        fail(message, code, as_json)
-    except SystemExit as end:
-        raise typer.Exit(code) from end
+    fail(message, code, as_json)

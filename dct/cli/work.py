@@ -1,8 +1,6 @@
 """Steps that several commands take: loading a model or a run, choosing prompts."""
 
-import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +15,8 @@ if TYPE_CHECKING:
     from dct.runs import Run
 
 
-def hush_libraries() -> None:
-    """Transformers and the hub's library tell of every bar, change and retry; what matters is said in one error."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
 def load_model(terminal: Terminal, name: str, memory: str | None = None, **options: Any) -> "LanguageModel":
-    """Loads a model, with a spinner, and without the loading libraries' own chatter.
+    """Loads a model, with a spinner.
 
     Raises:
         UsageError: `memory` is no size.
@@ -41,13 +25,9 @@ def load_model(terminal: Terminal, name: str, memory: str | None = None, **optio
     from dct.memory import parse_bytes
 
     limit = parse_bytes(memory)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    local = name == DEMO or Path(name).is_dir()
-    if not local:
+    if name != DEMO and not Path(name).is_dir():
         terminal.note(f"loading {name}")
-    # What the hub's library downloads has bars of its own, which a spinner would tear apart.
-    with terminal.busy(f"loading {name}") if local else nullcontext():
-        hush_libraries()
+    with terminal.busy(f"loading {name}"):
         from dct.loading import load
 
         lm = load(name, tell=terminal.warn, memory=limit, **options)
