@@ -18,6 +18,7 @@ from dct.batching import in_batches
 from dct.blocks import readout
 from dct.calibration import random_directions
 from dct.errors import DctError, NonFiniteError, UsageError
+from dct.estimate import Cost, cost, rows_seconds
 from dct.factors import Factors
 from dct.model import LanguageModel
 from dct.slice import Slice
@@ -243,7 +244,9 @@ class Scorer:
         scored = [[*row, *words.after] for row in lm.encode(prompts, system)]
         self.slice = Slice(lm, scored, source, lm.depth, positions=1)
         self.harmless = Slice(lm, lm.encode(harmless, system), source, lm.depth, positions=1) if harmless else None
-        self.base = self._difference(self._logits(self.slice, self._zero))[0]
+        first = self._logits(self.slice, self._zero)
+        self.vocabulary = first.shape[-1]
+        self.base = self._difference(first)[0]
         self.base_log = None
         if self.harmless is not None:
             self.base_log = torch.log_softmax(self._logits(self.harmless, self._zero)[0], dim=-1)
@@ -268,17 +271,35 @@ class Scorer:
         flipped = (self.base.sign() != before.base.sign()).float().mean()
         return Effect(float(self.base.mean()), float(flipped), kl)
 
+    @property
+    def batch(self) -> int:
+        """Vectors in one pass to start with."""
+        return max(1, min(s.value_batch for s in (self.slice, self.harmless) if s is not None))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a vector of a pass needs, at most: its streams, and logits with what the damage makes of them."""
+        slices = [s for s in (self.slice, self.harmless) if s is not None]
+        logits = max(len(s.ids) for s in slices) * self.vocabulary
+        streams = max(s.tokens for s in slices) * self.lm.width
+        return 4 * (6 * logits + 16 * streams)
+
+    def expected(self, rows: int, seed: int = 0) -> Cost:
+        """What the effects of so many vectors will take, by timing those of a few random ones."""
+        some = self.slice.residual_norm * random_directions(self.batch, self.lm.width, seed)
+        seconds = rows_seconds(lambda size: self.effects(some[:size]), rows, self.batch, self.lm.device)
+        return cost(seconds, min(rows, self.batch) * self.row_bytes, self.lm.device, self.lm.memory)
+
     @torch.no_grad()
     def effects(
         self, vectors: Float[Tensor, "vectors width"], on_rows: Callable[[int], None] | None = None
     ) -> list[Effect]:
         """The effect of each vector, as it stands (pass R v)."""
         vectors = vectors.to(self.lm.device, torch.float32)
-        batch = max(1, min(s.value_batch for s in (self.slice, self.harmless) if s is not None))
         parts, _ = in_batches(
             lambda start, stop: self._effects(vectors[start:stop]),
             len(vectors),
-            batch,
+            self.batch,
             self.lm.device,
             "rank on fewer prompts (--n)",
             on_rows,
@@ -327,6 +348,7 @@ def rank(
     system: str | None = None,
     seed: int = 0,
     on_rows: Callable[[int], None] | None = None,
+    on_cost: Callable[[Cost], None] | None = None,
 ) -> Ranking:
     """Scores every steering vector R v of the factors and orders them.
 
@@ -341,6 +363,8 @@ def rank(
         max_damage: nats of `kl` above which a try counts as broken: it comes behind every other.
         system: system message; left out, the one of the fit.
         seed: of the random baseline.
+        on_rows: told how many vectors have just been scored, random ones included.
+        on_cost: told, before the first is scored, what all of them are expected to take.
 
     Raises:
         UsageError, DctError: an unknown order, words that cannot be told apart, unusable prompts.
@@ -368,6 +392,8 @@ def rank(
             max(tried[k :: len(directions)], key=lambda t: (sound(t[0]), t[0].score)) for k in range(len(directions))
         ]
 
+    if on_cost is not None:
+        on_cost(scorer.expected((2 * len(directions) + bool(harmless)) * len(scales)))
     effects = best(directions)
     null = [effect for effect, _ in best(random_directions(len(directions), lm.width, seed + 2))]
     means = scorer.difference_of_means()

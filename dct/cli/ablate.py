@@ -1,11 +1,13 @@
 """`dct ablate`: what a model says, and how it scores, with directions projected out of its weights."""
 
 import json
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dct.cli import options as o
+from dct.cli.costs import announce, as_estimate
 from dct.cli.declare import argument, choice, count, option
 from dct.cli.steer import (
     HARMLESS,
@@ -20,6 +22,7 @@ from dct.errors import DctError
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
+    from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.ranking import Words
@@ -131,8 +134,14 @@ def run_ablate(
         return complete(lm, lm.encode(prompts.texts, system), max_new_tokens=max_new_tokens)
 
     probes = [*lm.encode(prompts.texts, system), *lm.encode(scored.texts, system), *lm.encode(harmless.texts, system)]
+    began = time.monotonic()
     with terminal.busy("before"):
-        before, texts_before, leak_before = scorer(), finish(), leak(lm, directions, probes)
+        before, leak_before = scorer(), leak(lm, directions, probes)
+        expected = _expected(lm, prompts, system, max_new_tokens, time.monotonic() - began)
+    announce(terminal, expected, f"{len(prompts)} prompts, each completed twice")
+    began = time.monotonic()
+    with terminal.busy("before"):
+        texts_before = finish()
     with terminal.busy("ablating"), ablated(lm, directions, fold_norms=save is not None) as done:
         after, texts_after, leak_after = scorer(), finish(), leak(lm, directions, probes)
         if save is not None:
@@ -171,6 +180,8 @@ def run_ablate(
         rows.append(("next", "[bold cyan]--save DIR[/bold cyan]  writes the edited model"))
     terminal.summary(label, rows)
     return {
+        "estimate": as_estimate(expected),
+        "seconds": round(time.monotonic() - began, 2),
         "vectors": names,
         "aggregate": aggregate,
         "site": site,
@@ -189,6 +200,21 @@ def run_ablate(
         ],
         "saved": str(save) if save is not None else None,
     }
+
+
+def _expected(lm: "LanguageModel", prompts: PromptSet, system: str | None, tokens: int, scored: float) -> "Cost":
+    """What is left to do: completions before and after, and twice what scoring the unedited model took (`scored`)."""
+    from dct.estimate import completions_seconds, cost
+    from dct.generation import complete, completion_bytes
+
+    ids = lm.encode(prompts.texts, system)
+
+    def say(size: int, length: int) -> None:
+        complete(lm, ids[:size], max_new_tokens=length)
+
+    spent = completions_seconds(say, 2 * len(ids), len(ids), tokens, lm.device)
+    more = completion_bytes(lm, len(ids), max(map(len, ids)) + tokens)
+    return cost(spent + 2 * scored, more, lm.device, lm.memory)
 
 
 def _save(lm: "LanguageModel", folder: Path, names: list[str], aggregate: str | None, site: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dct.aliases import DEMO
 from dct.cli import options as o
+from dct.cli.costs import announce, as_estimate
 from dct.cli.declare import count, option
 from dct.cli.tasks import OWN, TaskChoice
 from dct.cli.terminal import Terminal, command, escape
@@ -151,7 +152,7 @@ def run_bench(
 
     from dct.bench import report as written
     from dct.bench.records import Records
-    from dct.bench.runner import run
+    from dct.bench.runner import expected, run
     from dct.bench.workshop import Workshop
 
     began = time.monotonic()
@@ -168,6 +169,9 @@ def run_bench(
         "on"
     )
     terminal.note(about)
+    with terminal.busy("timing a few scores and completions"):
+        cost = expected(w, experiments)
+    announce(terminal, cost, f"experiments {', '.join(experiments)}", cure="--quick, fewer --factors")
     finished = 0
     try:
         with terminal.progress("bench", unit="") as advance:
@@ -203,6 +207,7 @@ def run_bench(
         "subject": subject.identity,
         "sizes": asdict(sizes),
         "seconds": round(seconds, 1),
+        "estimate": as_estimate(cost),
         "measured seconds": round(outcome.seconds, 1),
     }
     paths = written.write(folder, outcome.reports, content)

@@ -1,10 +1,12 @@
 """`dct rank`: score every vector of a run, beside its baselines."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dct.cli import options as o
+from dct.cli.costs import announce, as_estimate
 from dct.cli.declare import argument, choice, count, number, option, text
 from dct.cli.ranges import LARGE
 from dct.cli.tasks import chosen_task, run_task
@@ -15,6 +17,7 @@ from dct.prompts import PromptSet, fingerprint
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.ranking import Effect, Ranking
@@ -126,6 +129,8 @@ def run_rank(
     from dct.ranking import rank as rank_vectors
 
     scales = options.get("scales", (1.0,))
+    costs: list[Cost] = []
+    began = time.monotonic()
     done, total = 0, (2 * len(candidates(factors)[0]) + 1) * len(scales)
     with terminal.progress("ranking") as advance:
 
@@ -134,9 +139,18 @@ def run_rank(
             done += rows
             advance("" if done <= total // 2 else "random vectors", done, total)
 
-        ranking = rank_vectors(lm, factors, prompts.texts, harmless.texts, on_rows=on_rows, **options)
+        def tell(expected: "Cost") -> None:
+            nonlocal began
+            began = time.monotonic()
+            costs.append(expected)
+            what = f"{total} vectors, random ones included, on {len(prompts) + len(harmless)} prompts"
+            announce(terminal, expected, what)
+
+        ranking = rank_vectors(lm, factors, prompts.texts, harmless.texts, on_rows=on_rows, on_cost=tell, **options)
     content = {
         **asdict(ranking),
+        "estimate": as_estimate(costs[0]),
+        "seconds": round(time.monotonic() - began, 2),
         "by": options.get("by", "score"),
         "prompts_origin": prompts.origin,
         "prompts_hash": fingerprint(prompts.texts),

@@ -1,5 +1,6 @@
 """`dct steer`: what a model says with a vector added, beside what it says without."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dct.as_json import to_json
 from dct.cli import options as o
+from dct.cli.costs import announce, as_estimate
 from dct.cli.declare import argument, choice, count, number, option
 from dct.cli.ranges import LARGE
 from dct.cli.terminal import Terminal, command, escape, shown
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+    from dct.estimate import Cost
     from dct.factors import Factors
     from dct.generation import OnToken
     from dct.model import LanguageModel
@@ -179,8 +182,11 @@ def run_steer(
     R = float(each.mean())
     directions = torch.stack([chosen(factors, name) for name in names])
     scorer = Scorer(lm, compare(lm, *words, system), layer, prompts.texts, harmless.texts, system)
-    for text in scorer.words.notes:
-        terminal.note(text)
+    for said in scorer.words.notes:
+        terminal.note(said)
+    expected = _expected(lm, scorer, prompts, system, 1 + len(names), max_new_tokens, layer)
+    announce(terminal, expected, f"{len(prompts)} prompts, each completed {_times(1 + len(names))}")
+    began = time.monotonic()
     labels = [f"vector {name}" for name in names]
     if aggregate is not None:
         labels, directions = _aggregated(scorer, directions, aggregate, R, names)
@@ -215,6 +221,8 @@ def run_steer(
     return {
         "layer": layer,
         "scale": R,
+        "estimate": as_estimate(expected),
+        "seconds": round(time.monotonic() - began, 2),
         "effects": [
             {"vector": label.removeprefix("vector "), "score": e.score, "flipped": e.flipped, "kl": e.kl}
             for label, e in [
@@ -225,6 +233,37 @@ def run_steer(
         ],
         "completions": completions,
     }
+
+
+def _expected(
+    lm: "LanguageModel",
+    scorer: "Scorer",
+    prompts: PromptSet,
+    system: str | None,
+    rows: int,
+    tokens: int,
+    layer: int,
+) -> "Cost":
+    """What scores and completions will take: every prompt is completed in so many rows."""
+    import torch
+
+    from dct.estimate import completions_seconds, cost
+    from dct.generation import complete, completion_bytes
+
+    ids = lm.encode(prompts.texts, system)
+    longest = max(ids, key=len)
+
+    def say(size: int, length: int) -> None:
+        complete(lm, [longest] * size, torch.zeros(size, lm.width), layer, max_new_tokens=length)
+
+    spent = completions_seconds(say, rows * len(prompts), rows, tokens, lm.device)
+    scored = scorer.expected(rows)
+    more = completion_bytes(lm, rows, len(longest) + tokens)
+    return cost(spent + scored.seconds, max(more, scored.more_memory), lm.device, lm.memory)
+
+
+def _times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
 
 @contextmanager
