@@ -33,6 +33,13 @@ SOON = 0.5
 """Seconds that timing may take in any case."""
 
 
+def pass_rows(rows: int, work: Work) -> int:
+    """Rows of a first derivative that need as much memory as the largest pass of some work, of `rows` at a time: a
+    second derivative keeps everything twice.
+    """
+    return max([(2 if kind.startswith("second") else 1) * min(rows, n) for kind, n in work.items()], default=0)
+
+
 def fit_bytes(factors: int, dim: int, rows: int, row_bytes: int) -> int:
     """Bytes that a fit asks for: those of a pass of so many rows, beside V, U and what the algebra makes of them."""
     matrix = 4 * factors * dim
@@ -76,6 +83,19 @@ def seconds(f: Map, dim: int, *works: Work, batch: int | None = None) -> list[fl
     return [float(sum(duration(kind, rows) for kind, rows in work.items())) for work in works]
 
 
+FIRST_CALLS = 64_000_000
+"""Bytes that first calls bring in, whatever they work on: code that torch loads when a derivative is first taken or a
+matrix factored, and the stacks of its threads. At most 55 MB were seen."""
+
+MARGIN = 0.25
+"""Share by which more is announced than is counted: allocators round up, and leave gaps."""
+
+
+def bound(more: int) -> int:
+    """Bytes that work will not exceed, from those that it was counted to need."""
+    return FIRST_CALLS + int((1 + MARGIN) * more)
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a command is expected to take from here on.
@@ -94,13 +114,13 @@ class Cost:
 
 
 def cost(seconds: float, more: int, device: torch.device, limit: int | None = None) -> Cost:
-    """The cost of work that asks for `more` bytes beside what is in use.
+    """The cost of work that asks for `more` bytes beside what is in use, as they are counted.
 
     Args:
         limit: bytes that the process may use in all, as in `memory.available`.
     """
-    most = max(peak(device), used(device) + more)
-    return Cost(round(seconds, 2), most, more, available(device, limit))
+    more = bound(more)
+    return Cost(round(seconds, 2), max(peak(device), used(device) + more), more, available(device, limit))
 
 
 def rows_seconds(run: Callable[[int], Any], rows: int, batch: int, device: torch.device) -> float:
@@ -111,7 +131,7 @@ def rows_seconds(run: Callable[[int], Any], rows: int, batch: int, device: torch
     """
     if rows <= 0:
         return 0.0
-    fixed, per_row = _law(lambda size: clocked(lambda: run(size), device), min(batch, rows), rows)
+    fixed, per_row = _law(lambda size: clocked(lambda: run(size), device), min(batch, rows), float(rows))
     return -(-rows // batch) * fixed + rows * per_row
 
 
