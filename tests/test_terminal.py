@@ -300,7 +300,7 @@ def commands(model: object, out: str) -> list[list[str]]:
     """One of every kind, small."""
     mild = ["--harmless", "mild.txt", "--n", "1"]
     words = [
-        ["fit", "--model", model, "--factors", 3, "--iterations", 2, "--n", 2, "--out", out, "--lambda", 0.1],
+        ["fit", "--model", model, "--factors", 3, "--iterations", 2, "--n", 2, "--out", out, "--scale", 1],
         ["calibrate", "--model", model, "--n", 1, "--lambda", 0.1],
         ["rank", out, *mild, "--scales", "1,2", "--top", 2],
         ["steer", out, "--vector", 1, "--prompt", "café 漢字 – “x”", *mild[:2], "--max-new-tokens", 8],
@@ -354,7 +354,9 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
         ("| true", None),
     ],
 )
-@pytest.mark.parametrize("words", ["models --json --quiet", "fit --model ./nothing --json", "fit --bogus --json"])
+@pytest.mark.parametrize(
+    "words", ["models --json --quiet", "fit --model ./nothing --json --quiet", "fit --bogus --json"]
+)
 def test_json_that_cannot_be_written(where, says, words):
     """One line on stderr and an exit code; where the pipe is read by nobody, the shell reports its reader's."""
     line = f"set -o pipefail; dct {words} {where}" if "|" in where else f"dct {words} {where}"

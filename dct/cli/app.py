@@ -104,7 +104,7 @@ def _checked(check: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
 def _complaint(error: Any) -> str:
     """What is wrong with a command line, and where its help is."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
-    what = error.format_message()
+    what = error.format_message().replace("Got unexpected extra", "too much: extra")
     if parameter is not None and error.message:
         what = f"{'/'.join(parameter.opts)}: {error.message}"
     return f"{what} (see `{context.command_path} --help`)" if context is not None else what
