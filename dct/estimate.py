@@ -40,6 +40,11 @@ def pass_rows(rows: int, work: Work) -> int:
     return max([(2 if kind.startswith("second") else 1) * min(rows, n) for kind, n in work.items()], default=0)
 
 
+COPIES = 12
+"""Of the attention weights in a second derivative: their tangents, those of the softmax and of the products around it,
+for both directions."""
+
+
 def fit_bytes(factors: int, dim: int, rows: int, row_bytes: int) -> int:
     """Bytes that a fit asks for: those of a pass of so many rows, beside V, U and what the algebra makes of them."""
     matrix = 4 * factors * dim

@@ -297,7 +297,7 @@ def run_fit(terminal: Terminal, recipe: Recipe) -> tuple["Run", "Factors", "Lang
 def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
     """What the calibration and the fit are expected to take, and the memory that they are expected to need."""
     from dct.calibration import usual_work
-    from dct.estimate import bound, fit_bytes, pass_rows, seconds
+    from dct.estimate import COPIES, bound, fit_bytes, pass_rows, seconds
     from dct.fitting import work
     from dct.memory import available, used
 
@@ -312,7 +312,10 @@ def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[
     fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=fixed)
     batch = fixed or slice_.batch
     rows = max(pass_rows(batch, fit_work), pass_rows(recipe.batch or slice_.batch, calibration))
-    more = bound(fit_bytes(options["factors"], slice_.dim, rows, slice_.row_bytes))
+    counted = fit_bytes(options["factors"], slice_.dim, rows, slice_.row_bytes)
+    if any(kind.startswith("second") for kind in fit_work):
+        counted += COPIES * min(batch, max(fit_work.values())) * slice_.attention_bytes
+    more = bound(counted)
     return {
         "seconds": round(fit_seconds, 2),
         "calibration_seconds": round(calibration_seconds, 2),
