@@ -210,3 +210,12 @@ def _generate(
         stop = next((k for k, token in enumerate(row) if token in ends), len(row))
         texts.append(lm.decode(row[:stop]))
     return texts
+
+
+def completion_bytes(lm: LanguageModel, rows: int, length: int) -> int:
+    """Bytes that completing so many rows of so many tokens asks for, prompts included: keys and values of every block,
+    and the logits of a step with what is made of them."""
+    text = lm.model.config.get_text_config()
+    cache = 2 * lm.depth * lm.width * length * lm.dtype.itemsize
+    logits = 4 * 4 * int(text.vocab_size)
+    return rows * (2 * cache + logits + 16 * 4 * length * lm.width)

@@ -2,20 +2,17 @@
 
 from typing import Annotated, Any
 
-import typer
-from rich.table import Table
-
 from dct.aliases import ALIASES, DEMO
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command
-from dct.cli.work import hush_libraries
+from dct.cli.declare import argument
+from dct.cli.terminal import Terminal, command, escape
 from dct.organism import DEMO_DIR
 
 
 @command
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="Alias, folder, GGUF file, adapter or Hugging Face id to look into.")
+        str | None, argument(help="Alias, folder, GGUF file, adapter or Hugging Face id to look into.")
     ] = None,
     adapter: o.Adapter = None,
     layers: o.Layers = "",
@@ -30,18 +27,25 @@ def models(
     if name is None:
         _aliases(terminal)
         return
+    from rich.table import Table
+
     content = _look(terminal, name, adapter, layers, revision=revision, trust_remote_code=trust_remote_code)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     for key, value in content.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        table.add_row(key, f"{value:,}" if whole else escape(str(value)))
     terminal.show(table)
     first, last = content["default layers"]
-    terminal.summary("ready", [("next", f"[bold cyan]dct fit --model {name} --s {first} --t {last}[/bold cyan]")])
+    terminal.summary(
+        "ready", [("next", f"[bold cyan]dct fit --model {escape(name)} --s {first} --t {last}[/bold cyan]")]
+    )
     terminal.result(content)
 
 
 def _aliases(terminal: Terminal) -> None:
+    from rich.table import Table
+
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("alias", style="cyan")
     table.add_column("model")
@@ -59,7 +63,6 @@ def _aliases(terminal: Terminal) -> None:
 
 def _look(terminal: Terminal, name: str, adapter: str | None, layers: str, **options: Any) -> dict[str, Any]:
     """What a model is, from its configuration, tokenizer and headers."""
-    hush_libraries()
     from dct.model import default_layers
     from dct.opening import opened
 

@@ -1,8 +1,6 @@
 """Steps that several commands take: loading a model or a run, choosing prompts."""
 
-import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +15,6 @@ if TYPE_CHECKING:
     from dct.runs import Run
 
 
-def hush_libraries() -> None:
-    """Transformers and the hub's library tell of every bar, change and retry; what matters is said in one error."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
 def load_model(
     terminal: Terminal,
     name: str,
@@ -39,7 +23,7 @@ def load_model(
     escape_control: bool | None = None,
     **options: Any,
 ) -> "LanguageModel":
-    """Loads a model, with a spinner, and without the loading libraries' own chatter; what there is to know of how it
+    """Loads a model, with a spinner; what there is to know of how it
     reads prompts is noted when they are read.
 
     Raises:
@@ -49,13 +33,9 @@ def load_model(
     from dct.memory import parse_bytes
 
     limit = parse_bytes(memory)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    local = name == DEMO or Path(name).is_dir()
-    if not local:
+    if name != DEMO and not Path(name).is_dir():
         terminal.note(f"loading {name}")
-    # What the hub's library downloads has bars of its own, which a spinner would tear apart.
-    with terminal.busy(f"loading {name}") if local else nullcontext():
-        hush_libraries()
+    with terminal.busy(f"loading {name}"):
         from dct.loading import load
 
         lm = load(name, tell=terminal.warn, memory=limit, **options)
