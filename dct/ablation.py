@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dct.errors import DctError
 from dct.model import LanguageModel
+from dct.quantised import quantised_parameters
 from dct.recording import stream_of
 from dct.streamwatch import Addition, watched
 from dct.writers import Writer, projected, sites
@@ -95,8 +96,10 @@ def ablate(
     basis = orthonormal(directions)
     if basis.shape[1] != lm.width:
         raise DctError(f"directions to ablate from {lm.name} have {lm.width} entries, got {basis.shape[1]}")
+    _refuse_quantised(lm)
     done = Ablation(basis, [], [], [], {})
     watch: dict[int, nn.Module] = {}
+    edited: set[int] = set()
     with ExitStack() as stack:
         for site in sites(lm):
             # Weights that wait on disk until their block runs cannot be edited; what they put out can be projected.
@@ -104,6 +107,9 @@ def ablate(
             if site.writers and not away and (site.gain is None or fold_norms):
                 span = basis if site.gain is None else orthonormal(basis * site.gain)
                 for writer in site.writers:
+                    if id(writer.weight) in edited:  # blocks may share their weights
+                        continue
+                    edited.add(id(writer.weight))
                     _edit(writer, span, stack)
                     done.edited.append(writer.name)
                 if site.gain is not None:
@@ -121,12 +127,23 @@ def ablate(
         yield done
 
 
-def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> dict[str, Edit]:
-    """Projects a writer's weight and bias, and has the stack put the originals back; tells what was done.
+def _refuse_quantised(lm: LanguageModel) -> None:
+    """Refuses to edit numbers that stand for weights together with others.
 
     Raises:
-        DctError: the weight is quantised.
+        DctError: a parameter of a block is no plain weight.
     """
+    packed = quantised_parameters(lm.layers)
+    if packed:
+        name, why = next(iter(packed.items()))
+        raise DctError(
+            f"{lm.layers_path}.{name} of {lm.name} is quantised ({why}): load the model unquantised to ablate it; "
+            "steering takes it as it is"
+        )
+
+
+def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> dict[str, Edit]:
+    """Projects a writer's weight and bias, and has the stack put the originals back; tells what was done."""
     edits = {}
     own = writer.name.rpartition(".")[2]
     beside = "bias" if own == "weight" else f"{own}_bias"
@@ -135,8 +152,6 @@ def _edit(writer: Writer, basis: Tensor, stack: ExitStack) -> dict[str, Edit]:
         if parameter is None:
             continue
         original = parameter.data
-        if not original.is_floating_point():
-            raise DctError(f"{writer.name} is quantised ({original.dtype}): load the model unquantised to ablate it")
         wide = torch.float32 if original.device.type == "mps" else torch.float64
         parameter.data = projected(original, basis.to(wide), axis)
         stack.callback(setattr, parameter, "data", original)

@@ -6,10 +6,12 @@ nothing else is read, allocated or initialised, and whatever transformers does w
 tying) is done.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +19,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from dct import compat
+from dct.errors import DctError
+from dct.gguf import Header, read_header, require_package
+from dct.hub import snapshot
+from dct.quantised import quantised_parameters
+from dct.soundness import check_config, check_info, check_kind, check_tensors
+from dct.sources import Source
+from dct.weightfiles import tensors
 
 STRIDE = 500_000_000
 """Bytes of blocks read at a time when blocks are run in turn: small models in one go, large ones block by block."""
@@ -24,14 +33,19 @@ STRIDE = 500_000_000
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A causal language model's weights, not yet read.
+    """A language model's weights, not yet read.
 
     Attributes:
-        where: folder or Hugging Face id.
+        where: folder, Hugging Face id or GGUF file.
         config: the model's configuration.
         skeleton: the model without any weights (on torch's `meta` device).
         layers_path: dotted name of its block list.
-        options: of `from_pretrained` (revision, trust_remote_code, local_files_only).
+        options: of `from_pretrained` (revision, trust_remote_code, local_files_only, gguf_file).
+        kind: what `where` is: a `folder` of transformers' own files, an id on the `hub`, or a `gguf` file.
+        folder: local folder that holds the source's files: the folder itself, or the hub's snapshot in the cache;
+            none for a GGUF file, and where the hub's files are not in the cache.
+        header: what a GGUF file says of itself.
+        auto: transformers' automatic class that builds the model.
     """
 
     where: str
@@ -39,25 +53,93 @@ class Checkpoint:
     skeleton: PreTrainedModel
     layers_path: str
     options: dict[str, Any] = field(default_factory=dict)
+    kind: Literal["folder", "hub", "gguf"] = "folder"
+    folder: Path | None = None
+    header: Header | None = None
+    auto: Any = AutoModelForCausalLM
 
     @classmethod
-    def open(cls, where: str, find_layers: Callable[[PreTrainedModel], str], **options: Any) -> "Checkpoint":
+    def open(cls, source: Source | str, find_layers: Callable[[PreTrainedModel], str], **options: Any) -> "Checkpoint":
         """Reads the configuration alone.
 
         Args:
-            where: folder or Hugging Face id.
+            source: where the model is; a folder or Hugging Face id by its name.
             find_layers: tells the dotted name of a model's block list.
             options: revision, trust_remote_code, local_files_only.
 
         Raises:
+            DctError: a configuration that names more than can be there, contradicts itself or is no language model's;
+                a damaged GGUF file.
             Whatever transformers raises for a configuration that it cannot find or read.
         """
-        from transformers import AutoConfig
+        from transformers import AutoConfig, PreTrainedConfig
 
-        config = AutoConfig.from_pretrained(where, **options)
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=options.get("trust_remote_code"))
-        return cls(where, config, skeleton, find_layers(skeleton), options)
+        if isinstance(source, str):
+            source = Source(source, source, "folder" if Path(source).is_dir() else "hub")
+        place, which = source.reading
+        options = {**options, **which}
+        header, local = None, Path(place) if source.kind == "folder" else None
+        with hushed():
+            if source.file is not None:
+                require_package(source.file)
+                header = read_header(source.file)
+                blocks = header.values.get(f"{header.architecture}.block_count", 0)
+                check_config({"num_hidden_layers": blocks}, source.where, len(header.shapes))
+            else:
+                raw, _ = PreTrainedConfig.get_config_dict(place, **options)
+                held = len(tensors(local, raw.get("transformers_weights"))) if local is not None else 0
+                check_config(raw, source.where, held or None)
+            config = AutoConfig.from_pretrained(place, **options)
+            check_kind(config, source.where)
+            auto, skeleton = _skeleton(config, source.where, bool(options.get("trust_remote_code")))
+        folder = local or (snapshot(source.where, options.get("revision")) if source.kind == "hub" else None)
+        return cls(source.where, config, skeleton, find_layers(skeleton), options, source.kind, folder, header, auto)
+
+    @property
+    def place(self) -> str:
+        """What transformers is given to read from: a folder or an id.
+
+        Where the hub is not to be asked that is the folder in its cache: given the id, transformers asks all the same.
+        """
+        if self.kind == "gguf":
+            return str(Path(self.where).parent)
+        cached = self.kind == "hub" and self.options.get("local_files_only") and self.folder is not None
+        return str(self.folder) if cached else self.where
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a person asks of the source; JSON types only."""
+        return {
+            "source": f"gguf ({self.header.quantization})" if self.header is not None else self.kind,
+            "towers": "text alone" if self.text_alone else "text and others",
+            "quantised": self.quantised,
+        }
+
+    @property
+    def text_alone(self) -> bool:
+        """Whether the model reads text and nothing else: no vision or audio tower stands beside it."""
+        return self.skeleton.config.get_text_config() is self.skeleton.config
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its weights are kept in fewer bits in memory too; what comes from a GGUF file is unpacked."""
+        return self.kind != "gguf" and getattr(self.config, "quantization_config", None) is not None
+
+    def verify(self) -> list[str] | None:
+        """Compares the files' headers with the configuration, without reading weights.
+
+        Returns:
+            Names of tensors that the model does not take; None where there are no headers to compare: files that are
+            not here yet, and weights in fewer bits, which only their own library can place.
+
+        Raises:
+            DctError: something is missing, left out or of other sizes.
+        """
+        if self.folder is None or self.quantised or self.kind == "gguf":
+            return None
+        found = tensors(self.folder, getattr(self.config, "transformers_weights", None))
+        with hushed():
+            return check_tensors(found, self.skeleton, self.layers_path, self.where) if found else None
 
     @property
     def depth(self) -> int:
@@ -66,8 +148,10 @@ class Checkpoint:
 
     @property
     def divisible(self) -> bool:
-        """Whether parts can be read alone: quantised weights come with tables that belong to the whole."""
-        return getattr(self.config, "quantization_config", None) is None
+        """Whether parts can be read alone: quantised weights come with tables that belong to the whole, and a GGUF
+        file is unpacked as a whole.
+        """
+        return not self.quantised and self.kind != "gguf"
 
     @property
     def parameters(self) -> int:
@@ -80,10 +164,30 @@ class Checkpoint:
         return sum(p.numel() for name, p in self.skeleton.named_parameters() if keep(name))
 
     def whole(self, dtype: torch.dtype | str, **placement: Any) -> PreTrainedModel:
-        """The whole model; `placement` is passed on (device_map, max_memory, offload_folder)."""
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.where, dtype=dtype, **placement, **self.options
-        )
+        """The whole model; `placement` is passed on (device_map, max_memory, offload_folder).
+
+        Raises:
+            DctError: tensors are missing, of other sizes, or not unpacked.
+        """
+        more = {"config": copy.deepcopy(self.skeleton.config), **compat.unpacked()} if self.kind == "gguf" else {}
+        model: PreTrainedModel
+        with hushed():
+            model, info = self.auto.from_pretrained(
+                self.place,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, in words that name both
+                **placement,
+                **self.options,
+                **more,
+            )
+        check_info(info, self.where, lambda name: True)
+        if self.kind == "gguf":
+            compat.forget_quantization(model)
+            packed = quantised_parameters(model)
+            if packed:
+                name, why = next(iter(packed.items()))
+                raise DctError(f"{self.where} was not unpacked: {name} is {why}")
         return model
 
     def part(self, blocks: range, dtype: torch.dtype, device: torch.device, *, ends: bool = False) -> PreTrainedModel:
@@ -99,12 +203,20 @@ class Checkpoint:
             kind.__init__(self_, config, *args, **kwargs)
             self._strip(self_, blocks, ends)
 
-        partial = type(kind.__name__, (kind,), {"__init__": left_out, "__module__": kind.__module__})
+        partial: Any = type(kind.__name__, (kind,), {"__init__": left_out, "__module__": kind.__module__})
         where_to = {"": device} if device.type == "cuda" else None
-        with _hushed():
-            model: PreTrainedModel = partial.from_pretrained(  # type: ignore[attr-defined]
-                self.where, config=self.skeleton.config, dtype=dtype, device_map=where_to, **self.options
+        with hushed():
+            read = partial.from_pretrained(
+                self.where,
+                config=self.skeleton.config,
+                dtype=dtype,
+                device_map=where_to,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **self.options,
             )
+        model: PreTrainedModel = read[0]
+        check_info(read[1], self.where, self._chooser(self.skeleton, blocks, ends))
         return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
     def in_turn(self, blocks: range, dtype: torch.dtype, device: torch.device) -> Iterator[nn.Module]:
@@ -123,6 +235,7 @@ class Checkpoint:
     def _strip(self, model: PreTrainedModel, blocks: range, ends: bool) -> None:
         """Leaves parameters out, as a layer without bias leaves out its bias."""
         keep = self._chooser(model, blocks, ends)
+        touched: set[str] = set()
         for prefix, module in model.named_modules():
             own = {name: p for name, p in module._parameters.items() if p is not None}
             gone = [name for name in own if not keep(f"{prefix}.{name}" if prefix else name)]
@@ -131,6 +244,15 @@ class Checkpoint:
             number = self._block(prefix)
             if gone or (number is not None and number not in blocks):
                 compat.needs_no_first_values(module)  # what is not there has none
+                parts = prefix.split(".") if prefix else []
+                touched |= {".".join(parts[:k]) for k in range(len(parts))}
+        text = self._text_tower(model)
+        for prefix in touched:  # modules give first values to what stands inside them, too
+            module = model.get_submodule(prefix)
+            # What still runs may have buffers of its own, whose first values are computed then.
+            runs = next(module.parameters(), None) is not None and not _beside(prefix, text)
+            if not module._buffers or not runs:
+                compat.needs_no_first_values(module)
         model.all_tied_weights_keys = {a: b for a, b in compat.tied_weights(model).items() if keep(a) and keep(b)}
 
     def _chooser(self, model: PreTrainedModel, blocks: range, ends: bool) -> Callable[[str], bool]:
@@ -138,6 +260,8 @@ class Checkpoint:
         tied = compat.tied_weights(model)
         head = model.get_output_embeddings()
         headed = {f"{name}." for name, module in model.named_modules() if module is head and head is not None}
+        text = self._text_tower(model)
+        asked = self._smallest_of_towers(model, text) if ends and text else set()
 
         def keep(name: str) -> bool:
             number = self._block(name)
@@ -145,9 +269,26 @@ class Checkpoint:
                 return number in blocks
             if name in tied or name in tied.values():
                 return ends
-            return ends and not name.startswith(tuple(headed))
+            return ends and (name.startswith(text) or name in asked) and not name.startswith(tuple(headed))
 
         return keep
+
+    def _text_tower(self, model: PreTrainedModel) -> str:
+        """How the names of what text passes through begin: towers for other inputs are in no part."""
+        if self.text_alone:
+            return ""
+        tower = compat.text_tower(model)
+        [name] = [name for name, module in model.named_modules() if module is tower]
+        return f"{name}." if name and self.layers_path.startswith(f"{name}.") else ""
+
+    def _smallest_of_towers(self, model: PreTrainedModel, text: str) -> set[str]:
+        """One small parameter of each tower for other inputs: models ask for its device even where it is not run."""
+        found = set()
+        for prefix, module in model.named_modules():
+            if isinstance(module, PreTrainedModel) and _beside(prefix, text):
+                sizes = {name: p.numel() for name, p in module.named_parameters(prefix)}
+                found |= {min(sizes, key=lambda name: sizes[name])} if sizes else set()
+        return found
 
     def _block(self, name: str) -> int | None:
         """The number of the block that a module or parameter belongs to."""
@@ -156,14 +297,55 @@ class Checkpoint:
         return int(name[len(self.layers_path) + 1 :].split(".", 1)[0])
 
 
+def _beside(prefix: str, text: str) -> bool:
+    """Whether a module is neither part of the text tower, whose names begin with `text`, nor around it."""
+    return bool(text) and not f"{prefix}.".startswith(text) and not text.startswith(f"{prefix}." if prefix else "")
+
+
+def _skeleton(config: PreTrainedConfig, where: str, trusted: bool) -> tuple[Any, PreTrainedModel]:
+    """The model on torch's `meta` device, and the automatic class of transformers that builds it.
+
+    Where there is one class for all inputs and one for text alone, the first is taken if it runs on text.
+
+    Raises:
+        DctError: the configuration is no language model's.
+    """
+    own = trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not own and not compat.known_to_transformers(config):
+        raise DctError(
+            f"cannot load the model in {where}: a {config.model_type} model is no decoder language model that "
+            "transformers knows"
+        )
+    candidates = [AutoModelForCausalLM] if own else compat.auto_classes(config)
+    for number, auto in enumerate(candidates, start=1):
+        with torch.device("meta"):
+            skeleton = auto.from_config(config, trust_remote_code=trusted)
+        if number == len(candidates) or _reads_text(skeleton):
+            break
+    return auto, skeleton
+
+
+def _reads_text(skeleton: PreTrainedModel) -> bool:
+    """Whether a model can be run on token ids alone, as far as that shows without numbers."""
+    try:
+        with torch.no_grad():
+            skeleton(torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
+    except AttributeError:  # it looks for what only other inputs bring
+        return False
+    except Exception:  # numbers decide how such a model runs
+        return True
+    return True
+
+
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Without transformers' list of the weights that a part leaves out, and its bar for each few blocks."""
+def hushed() -> Iterator[None]:
+    """Without the libraries' bars, and transformers' list of the weights that a part leaves out."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with compat.silent_unpacking():
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -5,6 +5,8 @@ that says what went, and where an assumption does not hold at run time a `Compat
 to another meaning. Knows nothing of the method.
 """
 
+import functools
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -176,3 +178,128 @@ def hooks_of(package: str, model: nn.Module) -> list[str]:
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if str(getattr(hook, "__module__", "")).partition(".")[0] == package
     ]
+
+
+def auto_classes(config: Any) -> list[Any]:
+    """transformers' automatic classes that build a model from a configuration, the most complete first.
+
+    Where a configuration describes text and other inputs, that is the model with all of its towers, unless the
+    configuration itself names (`architectures`) the text model alone.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    causal = _class_name(AutoModelForCausalLM, config)
+    named = getattr(config, "architectures", None) or ()
+    if config.get_text_config() is config:
+        return [AutoModelForCausalLM]
+    several: list[Any] = [a for a in (AutoModelForImageTextToText, AutoModelForMultimodalLM) if _class_name(a, config)]
+    several = several[:1]
+    whole = _class_name(several[0], config) if several else None
+    if causal is None or causal == whole:
+        return several or [AutoModelForCausalLM]
+    return [AutoModelForCausalLM] if causal in named else [*several, AutoModelForCausalLM]
+
+
+def _class_name(auto: Any, config: Any) -> str | None:
+    """The class that an automatic class would build from a configuration, where it knows one."""
+    try:
+        mapping = auto._model_mapping
+    except AttributeError as error:
+        raise _missing("transformers", f"{auto.__name__}._model_mapping") from error
+    if type(config) not in mapping:
+        return None
+    found = mapping[type(config)]
+    return str((found[0] if isinstance(found, tuple) else found).__name__)
+
+
+def known_to_transformers(config: Any) -> bool:
+    """Whether some automatic class builds a language model from a configuration."""
+    return any(_class_name(auto, config) for auto in auto_classes(config))
+
+
+def model_types(config: Any) -> set[str]:
+    """The type of a configuration and of those inside it."""
+    inner = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    return {str(c.model_type) for c in [config, *inner] if getattr(c, "model_type", None)}
+
+
+def type_of_class(name: str) -> str | None:
+    """The `model_type` that a model class of transformers has in its configuration; None for other classes."""
+    import transformers
+
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    return getattr(getattr(kind, "config_class", None), "model_type", None)
+
+
+def knows_quantization(method: str) -> bool:
+    """Whether transformers can load weights that were quantised so."""
+    try:
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+    except ImportError as error:
+        raise _missing("transformers", "quantizers.auto.AUTO_QUANTIZATION_CONFIG_MAPPING") from error
+    return method in KNOWN or f"{method}_4bit" in KNOWN
+
+
+def text_tower(model: Any) -> nn.Module:
+    """The decoder of the text, in a model that may have other towers."""
+    try:
+        found = model.get_decoder()
+    except AttributeError as error:
+        raise _missing("transformers", "PreTrainedModel.get_decoder") from error
+    return found if isinstance(found, nn.Module) else model
+
+
+def unpacked() -> dict[str, Any]:
+    """Options of `from_pretrained` that have a GGUF file unpacked into plain weights; versions without the choice
+    always do.
+    """
+    import transformers
+
+    kind = getattr(transformers, "GgufConfig", None)
+    if kind is None:
+        from transformers.utils import quantization_config
+
+        kind = getattr(quantization_config, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
+
+
+def forget_quantization(model: Any) -> None:
+    """Takes away what a model that was unpacked still says of packed weights, so that it can be saved."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if hasattr(model, "hf_quantizer"):
+        model.hf_quantizer = None
+
+
+@contextmanager
+def silent_unpacking() -> Iterator[None]:
+    """Without the bar that transformers shows for a GGUF file's tensors whatever it has been told of bars."""
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = getattr(reader, "tqdm", None)
+    if bar is None:  # nothing to silence
+        yield
+        return
+    reader.tqdm = lambda iterable, *args, **kwargs: iterable
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+
+
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """A GGUF file's header parsed once while the context lasts: transformers parses it for the configuration, the
+    tokenizer and the weights, and looks its names up again for every module, which takes most of the time.
+    """
+    import gguf
+
+    plain = {name: getattr(gguf, name, None) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in plain.items():
+        if function is not None:  # names that went are read as often as before
+            setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in plain.items():
+            if function is not None:
+                setattr(gguf, name, function)

@@ -77,23 +77,69 @@ def complete(
         on_token: for streaming.
 
     Raises:
-        DctError: not one vector for each prompt; out of memory with a single row.
+        DctError: not one vector for each prompt; out of memory with a single row; a model that generates in a way of
+            its own.
     """
     if vectors is not None and len(vectors) != len(prompts):
         raise DctError(f"{len(vectors)} vectors for {len(prompts)} prompts: give one for each")
 
-    def run(start: int, stop: int) -> list[str]:
-        rows = [list(p) for p in prompts[start:stop]]
-        chosen = None if vectors is None else vectors[start:stop]
-        here = None if on_token is None else _shifted(on_token, start)
-        return _generate(lm, rows, chosen, layer, tokens, max_new_tokens, temperature, seed, here)
+    texts: dict[int, str] = {}
+    for group in _together(lm, prompts):
 
-    parts, _ = in_batches(run, len(prompts), batch, lm.device, "lower --max-new-tokens")
-    return [text for part in parts for text in part]
+        def run(start: int, stop: int, group: list[int] = group) -> list[int]:
+            places = group[start:stop]
+            rows = [list(prompts[k]) for k in places]
+            chosen = None if vectors is None else vectors[places]
+            here = None if on_token is None else _placed(on_token, places)
+            said = _generate(lm, rows, chosen, layer, tokens, max_new_tokens, temperature, seed, here)
+            texts.update(zip(places, said, strict=True))
+            return places
+
+        in_batches(run, len(group), batch, lm.device, "lower --max-new-tokens")
+    return [texts[k] for k in range(len(prompts))]
 
 
-def _shifted(on_token: OnToken, first: int) -> OnToken:
-    return lambda row, text: on_token(first + row, text)
+def _placed(on_token: OnToken, places: list[int]) -> OnToken:
+    return lambda row, text: on_token(places[row], text)
+
+
+def _together(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Which prompts may be generated together: all of them, or, where padding would change what a model says, those of
+    one length."""
+    lengths = [len(p) for p in prompts]
+    if len(set(lengths)) <= 1 or ignores_padding(lm):
+        return [list(range(len(prompts)))]
+    return [[k for k, length in enumerate(lengths) if length == one] for one in dict.fromkeys(lengths)]
+
+
+@torch.no_grad()
+def ignores_padding(lm: LanguageModel) -> bool:
+    """Whether the model says of a prompt with masked padding before it what it says of the prompt alone; found once,
+    on its logits. Recurrent layers and positions that are counted by column do not.
+    """
+    if lm.ignores_padding is None:
+        ids = [(7 * k + 1) % lm.vocabulary for k in range(6)]
+        pad, ends = _pad(lm)
+        settings = _settings(lm, pad, ends, 2, 0.0)
+        settings.update(output_logits=True, return_dict_in_generate=True, min_new_tokens=2)
+        seen = []
+        for before in (0, 3):
+            row = torch.tensor([[pad] * before + ids], device=lm.device)
+            mask = torch.tensor([[0] * before + [1] * len(ids)], device=lm.device)
+            with _instead(lm, settings):
+                out = lm.model.generate(row, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+            seen.append(torch.stack([step[0].float().nan_to_num(0.0, 0.0, 0.0) for step in out.logits]))
+        alone, padded = seen
+        bound = max(1e-3, 16 * torch.finfo(lm.dtype).eps) * float(alone.abs().max())
+        lm.ignores_padding = bool(((alone - padded).abs() <= bound).all())
+    return lm.ignores_padding
+
+
+def _pad(lm: LanguageModel) -> tuple[int, set[int]]:
+    """The token that rows are padded with, and those that end a completion."""
+    ends = end_ids(lm)
+    pad = lm.tokenizer.pad_token_id
+    return (pad if pad is not None else min(ends, default=0)), ends
 
 
 def _settings(lm: LanguageModel, pad: int, ends: set[int], max_new_tokens: int, temperature: float) -> GenerationConfig:
@@ -137,9 +183,7 @@ def _generate(
     seed: int,
     on_token: OnToken | None,
 ) -> list[str]:
-    ends = end_ids(lm)
-    pad = lm.tokenizer.pad_token_id
-    pad = pad if pad is not None else min(ends, default=0)
+    pad, ends = _pad(lm)
     longest = max(len(r) for r in rows)
     # Padding goes to the left, is masked, and is not steered.
     ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=lm.device)
@@ -148,12 +192,30 @@ def _generate(
         torch.manual_seed(seed)
     streamer = None if on_token is None else _Streamer(lm, len(rows), on_token)
     settings = _settings(lm, pad, ends, max_new_tokens, temperature)
-    with nullcontext() if vectors is None else steer(lm, vectors, layer, tokens), _instead(lm, settings):
+    with (
+        nullcontext() if vectors is None else steer(lm, vectors, layer, tokens) as steering,
+        _instead(lm, settings),
+    ):
         out = lm.model.generate(  # type: ignore[operator]
             ids, attention_mask=mask, streamer=streamer, generation_config=settings
+        )
+    read = out.shape[1] - longest - 1  # the last token is not read any more
+    if steering is not None and steering.generated != max(0, read):
+        raise DctError(
+            f"{lm.name} reads what it generates in a way that dct does not follow ({steering.generated} tokens instead "
+            f"of {read}): it cannot be steered while it generates"
         )
     texts = []
     for row in out[:, longest:].tolist():
         stop = next((k for k, token in enumerate(row) if token in ends), len(row))
         texts.append(lm.decode(row[:stop]))
     return texts
+
+
+def completion_bytes(lm: LanguageModel, rows: int, length: int) -> int:
+    """Bytes that completing so many rows of so many tokens asks for, prompts included: keys and values of every block,
+    and the logits of a step with what is made of them."""
+    text = lm.model.config.get_text_config()
+    cache = 2 * lm.depth * lm.width * length * lm.dtype.itemsize
+    logits = 4 * 4 * int(text.vocab_size)
+    return rows * (2 * cache + logits + 16 * 4 * length * lm.width)

@@ -1,6 +1,5 @@
 """How much memory there is, how much is used, how to say so, and how threads share it. Knows nothing of models."""
 
-import ctypes
 import os
 import sys
 from contextlib import suppress
@@ -44,6 +43,8 @@ def one_heap() -> None:
     program's own, before threads begin; MALLOC_ARENA_MAX in the environment is left to rule.
     """
     if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+        import ctypes
+
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 

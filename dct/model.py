@@ -42,6 +42,7 @@ class LanguageModel:
             thought that the template opens.
         escape_control: read control tokens in prompts as the text that they are written with.
         tell: called with what the user should know of how prompts are read, each thing once; left out, it is a warning.
+        adapter: folder or Hugging Face id of the adapter whose change has been added to the weights, if any.
     """
 
     model: PreTrainedModel
@@ -56,12 +57,15 @@ class LanguageModel:
     reply_prefix: str | None = None
     escape_control: bool = False
     tell: Callable[[str], None] | None = field(default=None, repr=False)
+    adapter: str | None = None
     layers: nn.ModuleList = field(init=False, repr=False)
     behind: tuple[Any, ...] | None = field(init=False, repr=False, default=None)
     """What its blocks return behind the stream, where they return tuples; known once a prompt has been recorded (see
     `recording`)."""
     stands_aside: bool | None = field(init=False, repr=False, default=None)
     """Whether logits can be read out with its blocks standing aside; known once that was tried (see `blocks`)."""
+    ignores_padding: bool | None = field(init=False, repr=False, default=None)
+    """Whether padding leaves alone what it says; known once prompts were completed together (see `generation`)."""
     sites: list[Any] | None = field(init=False, repr=False, default=None)
     """What its blocks add to the stream; known once something was ablated (see `writers`)."""
     verified: set[tuple[str, int, int]] = field(init=False, repr=False, default_factory=set)
@@ -221,6 +225,8 @@ class LanguageModel:
             "device": str(self.device),
             "template": "chat" if self.has_chat_template else "plain",
             "fingerprint": self.fingerprint,
+            "adapter": self.adapter,
+            **(self.checkpoint.origin if self.checkpoint is not None else {}),
         }
 
 
@@ -234,13 +240,22 @@ def find_layers(model: PreTrainedModel, path: str = "") -> tuple[str, nn.ModuleL
         DctError: no list, or several, fit; the message lists the candidates.
     """
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    candidates = ", ".join(f"{name} ({len(m)})" for name, m in lists.items()) or "none"
+    named = [f"{name} ({len(m)})" for name, m in lists.items()]
+    candidates = ", ".join(named[:6]) + (f" and {len(named) - 6} more" if len(named) > 6 else "") or "none"
     if path:
         if path not in lists:
             raise DctError(f"no block list at {path!r}; the model has: {candidates}")
         return path, lists[path]
-    depth = model.config.get_text_config().num_hidden_layers
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if depth is None:
+        raise DctError(
+            f"the config does not say how many blocks there are; name their list with --layers: {candidates}"
+        )
     found = [name for name, m in lists.items() if len(m) == depth]
+    if len(found) > 1:  # a tower for images may be as deep as the one for text
+        tower = compat.text_tower(model)
+        inside = {id(m) for m in tower.modules()}
+        found = [name for name in found if id(lists[name]) in inside] or found
     if len(found) != 1:
         how_many = "no list" if not found else f"{len(found)} lists"
         raise DctError(f"{how_many} of {depth} blocks found; name one with --layers. The model has: {candidates}")

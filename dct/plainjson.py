@@ -5,39 +5,46 @@ import math
 from typing import Any
 
 
-def finite(value: Any) -> Any:
+def finite(value: Any, *, strict: bool = True) -> Any:
     """The same value with null for every number that JSON does not have, and lists for tuples.
+
+    Args:
+        strict: refuse text that is no Unicode.
 
     Raises:
         ValueError: text that is no Unicode (half of a surrogate pair, as from a command line in another encoding), or
             too much inside each other.
     """
     try:
-        return _finite(value)
+        return _finite(value, strict)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Any, strict: bool) -> Any:
     if isinstance(value, dict):
-        return {_finite(key) if isinstance(key, str) else key: _finite(each) for key, each in value.items()}
+        parts = ((_finite(key, strict) if isinstance(key, str) else key, part) for key, part in value.items())
+        return {key: _finite(part, strict) for key, part in parts}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_finite(each, strict) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, str):
+    if strict and isinstance(value, str):
         value.encode()
     return value
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON text, with null for NaN and infinity.
+def dumps(value: Any, indent: int | None = None, *, strict: bool = True) -> str:
+    """JSON text in ASCII, with null for NaN and infinity.
+
+    Args:
+        strict: refuse text that is no Unicode; otherwise it is escaped like any other.
 
     Raises:
         ValueError: a value that JSON has no place for, or text that is no Unicode.
     """
     try:
-        return json.dumps(finite(value), indent=indent, allow_nan=False)
+        return json.dumps(finite(value, strict=strict), indent=indent, allow_nan=False)
     except TypeError as error:
         raise ValueError(str(error)) from error
 

@@ -18,6 +18,7 @@ from dct.batching import in_batches
 from dct.blocks import readout
 from dct.calibration import random_directions
 from dct.errors import DctError, NonFiniteError, UsageError
+from dct.estimate import Cost, cost, rows_seconds
 from dct.factors import Factors
 from dct.model import LanguageModel
 from dct.slice import Slice
@@ -51,6 +52,8 @@ class Effect:
         score: mean over prompts of logit(positive) - logit(negative).
         flipped: share of prompts on which the sign of that difference is not the unsteered one.
         kl: KL(unsteered || steered) of next-token distributions, in nats, mean over harmless prompts: the damage.
+            Infinite where steering rules out a token that was possible before (JSON has null for it); None where there
+            are no harmless prompts.
     """
 
     score: float
@@ -203,6 +206,19 @@ def difference_of_means(towards: Slice, away: Slice) -> Float[Tensor, " width"]:
     return normalize(towards.mean_entering().mean(0) - away.mean_entering().mean(0), dim=0)
 
 
+def divergence(
+    before: Float[Tensor, "prompts vocabulary"], after: Float[Tensor, "*batch prompts vocabulary"]
+) -> Float[Tensor, "*batch"]:
+    """KL(before || after) in nats from log-probabilities, mean over prompts.
+
+    A token that `before` rules out (log-probability -inf) adds nothing, whatever `after` makes of it; one that only
+    `after` rules out makes the divergence infinite.
+    """
+    terms = before.exp() * (before - after)
+    terms = terms.masked_fill(after.isneginf(), math.inf).masked_fill(before.isneginf(), 0.0)
+    return terms.sum(-1).mean(-1).clamp_min(0.0)
+
+
 class Scorer:
     """Effects of steering vectors added at `source` on two sets of prompts; run on the whole rest of the model.
 
@@ -228,7 +244,9 @@ class Scorer:
         scored = [[*row, *words.after] for row in lm.encode(prompts, system)]
         self.slice = Slice(lm, scored, source, lm.depth, positions=1)
         self.harmless = Slice(lm, lm.encode(harmless, system), source, lm.depth, positions=1) if harmless else None
-        self.base = self._difference(self._logits(self.slice, self._zero))[0]
+        first = self._logits(self.slice, self._zero)
+        self.vocabulary = first.shape[-1]
+        self.base = self._difference(first)[0]
         self.base_log = None
         if self.harmless is not None:
             self.base_log = torch.log_softmax(self._logits(self.harmless, self._zero)[0], dim=-1)
@@ -249,9 +267,28 @@ class Scorer:
         """What the model as this scorer found it does differently from the model as `before` found it."""
         kl = None
         if self.base_log is not None and before.base_log is not None:
-            kl = max(0.0, float((before.base_log.exp() * (before.base_log - self.base_log)).sum(-1).mean()))
+            kl = float(divergence(before.base_log, self.base_log))
         flipped = (self.base.sign() != before.base.sign()).float().mean()
         return Effect(float(self.base.mean()), float(flipped), kl)
+
+    @property
+    def batch(self) -> int:
+        """Vectors in one pass to start with."""
+        return max(1, min(s.value_batch for s in (self.slice, self.harmless) if s is not None))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a vector of a pass needs, at most: its streams, and logits with what the damage makes of them."""
+        slices = [s for s in (self.slice, self.harmless) if s is not None]
+        logits = max(len(s.ids) for s in slices) * self.vocabulary
+        streams = max(s.tokens for s in slices) * self.lm.width
+        return 4 * (6 * logits + 16 * streams)
+
+    def expected(self, rows: int, seed: int = 0) -> Cost:
+        """What the effects of so many vectors will take, by timing those of a few random ones."""
+        some = self.slice.residual_norm * random_directions(self.batch, self.lm.width, seed)
+        seconds = rows_seconds(lambda size: self.effects(some[:size]), rows, self.batch, self.lm.device)
+        return cost(seconds, min(rows, self.batch) * self.row_bytes, self.lm.device, self.lm.memory)
 
     @torch.no_grad()
     def effects(
@@ -259,11 +296,10 @@ class Scorer:
     ) -> list[Effect]:
         """The effect of each vector, as it stands (pass R v)."""
         vectors = vectors.to(self.lm.device, torch.float32)
-        batch = max(1, min(s.value_batch for s in (self.slice, self.harmless) if s is not None))
         parts, _ = in_batches(
             lambda start, stop: self._effects(vectors[start:stop]),
             len(vectors),
-            batch,
+            self.batch,
             self.lm.device,
             "rank on fewer prompts (--n)",
             on_rows,
@@ -276,15 +312,17 @@ class Scorer:
         damage: list[float | None] = [None] * len(theta)
         if self.harmless is not None and self.base_log is not None:
             steered = torch.log_softmax(self._logits(self.harmless, theta), dim=-1)
-            kl = (self.base_log.exp() * (self.base_log - steered)).sum(-1).mean(1)
-            damage = kl.clamp_min(0).tolist()
+            damage = divergence(self.base_log, steered).tolist()
         return [Effect(s, f, k) for s, f, k in zip(moved.mean(1).tolist(), flipped.tolist(), damage, strict=True)]
 
     def _logits(self, slice_: Slice, theta: Tensor) -> Float[Tensor, "batch prompts vocabulary"]:
         with torch.no_grad():
             streams = slice_.streams(theta)
         logits = readout(self.lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
-        if not bool(torch.isfinite(logits[..., [self.words.positive, self.words.negative]]).all()):
+        # A head may rule tokens out (-inf), though not those that are compared. The largest logit of a row tells of
+        # NaN, of +inf, and of a row in which nothing is possible.
+        compared = logits[..., [self.words.positive, self.words.negative]]
+        if not bool(torch.isfinite(torch.cat([compared, logits.amax(-1, keepdim=True)], -1)).all()):
             raise NonFiniteError(
                 f"the final norm or head of {self.lm.name} puts out NaN or infinity: --dtype float32 or a lower --scale"
             )
@@ -310,6 +348,7 @@ def rank(
     system: str | None = None,
     seed: int = 0,
     on_rows: Callable[[int], None] | None = None,
+    on_cost: Callable[[Cost], None] | None = None,
 ) -> Ranking:
     """Scores every steering vector R v of the factors and orders them.
 
@@ -324,6 +363,8 @@ def rank(
         max_damage: nats of `kl` above which a try counts as broken: it comes behind every other.
         system: system message; left out, the one of the fit.
         seed: of the random baseline.
+        on_rows: told how many vectors have just been scored, random ones included.
+        on_cost: told, before the first is scored, what all of them are expected to take.
 
     Raises:
         UsageError, DctError: an unknown order, words that cannot be told apart, unusable prompts.
@@ -351,6 +392,8 @@ def rank(
             max(tried[k :: len(directions)], key=lambda t: (sound(t[0]), t[0].score)) for k in range(len(directions))
         ]
 
+    if on_cost is not None:
+        on_cost(scorer.expected((2 * len(directions) + bool(harmless)) * len(scales)))
     effects = best(directions)
     null = [effect for effect, _ in best(random_directions(len(directions), lm.width, seed + 2))]
     means = scorer.difference_of_means()

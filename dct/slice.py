@@ -286,6 +286,14 @@ class Slice:
         del leaving
         return sum(kept.values()) + TRANSIENT * max(kept.values(), default=0)
 
+    @cached_property
+    def attention_bytes(self) -> int:
+        """Bytes of the attention weights of one steering vector in all blocks: forward mode writes them out, where
+        other passes never have them whole."""
+        heads = int(getattr(self.lm.model.config.get_text_config(), "num_attention_heads", 1) or 1)
+        pairs = sum(len(row.entering) ** 2 for row in self._rows)
+        return (self.target - self.source) * heads * pairs * self.dtype.itemsize
+
     def __call__(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
         """Delta(theta), the mean over prompts and target positions.
 

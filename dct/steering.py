@@ -94,7 +94,7 @@ class Steering:
         self._read = columns if self._prompt else self._read + columns
         self._cache = cache
         self._ids = read
-        self.generated += columns - self._prompt
+        self.generated = self.generated + columns if cache is not None and not self._prompt else columns - self._prompt
 
     def _goes_on(self, cache: Any) -> bool:
         """Whether the call reads on from what a cache holds."""

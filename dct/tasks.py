@@ -15,14 +15,18 @@ from torch import Tensor
 
 from dct.calibration import random_directions
 from dct.errors import DctError, UsageError
+from dct.estimate import Cost, completions_seconds, cost
 from dct.factors import Factors
-from dct.generation import complete
+from dct.generation import complete, completion_bytes
 from dct.model import LanguageModel
 from dct.prompts import records, texts_of
 from dct.ranking import Effect, Scorer, candidates, tries, words
 
 KEPT = 8
 """Candidates that successive halving never goes below: they are asked every question."""
+
+AT_ONCE = 64
+"""Completions at a time."""
 
 TESTED = 5
 """The first so many of a ranking are asked the test questions."""
@@ -156,7 +160,7 @@ def examine(
     *,
     system: str | None = None,
     max_new_tokens: int = 64,
-    batch: int = 64,
+    batch: int = AT_ONCE,
     on_rows: Callable[[int], None] | None = None,
 ) -> Bool[Tensor, "vectors questions"]:
     """Which questions are answered rightly under which vector: greedy completions, all rows in batches.
@@ -313,6 +317,22 @@ class TaskRanking:
         return (best.share - self.unsteered.share) / (self.unlocked.share - self.unsteered.share)
 
 
+def _expected(
+    lm: LanguageModel, task: Task, scorer: Scorer, rows: int, length: int, layer: int, system: str | None
+) -> Cost:
+    """What so many completions will take, by short ones of the first questions, and the damage of a few vectors."""
+    prompts = lm.encode([q.prompt for q in task.questions[:AT_ONCE]], system)
+    prompts = [prompts[k % len(prompts)] for k in range(AT_ONCE)]
+
+    def say(size: int, tokens: int) -> None:
+        complete(lm, prompts[:size], torch.zeros(size, lm.width), layer, max_new_tokens=tokens, batch=size)
+
+    spent = completions_seconds(say, rows, AT_ONCE, length, lm.device)
+    scored = scorer.expected(TESTED + 1)
+    more = completion_bytes(lm, AT_ONCE, length + max(map(len, prompts)))
+    return cost(spent + scored.seconds, max(more, scored.more_memory), lm.device, lm.memory)
+
+
 def rank_by_task(
     lm: LanguageModel,
     factors: Factors,
@@ -330,6 +350,7 @@ def rank_by_task(
     exhaustive: bool = False,
     seed: int = 0,
     on_rows: Callable[[int, int], None] | None = None,
+    on_cost: Callable[[Cost], None] | None = None,
 ) -> TaskRanking:
     """Chooses among all vectors and scales by the validation questions, and reports on the test questions.
 
@@ -341,6 +362,7 @@ def rank_by_task(
         max_new_tokens: of a completion; left out, what the answers need (`answer_length`).
         exhaustive: ask every vector every question instead of halving.
         on_rows: called with the completions judged, and all that will be.
+        on_cost: told, before the first is asked, what all of them are expected to take.
 
     Raises:
         UsageError, DctError: as in `rank`.
@@ -381,6 +403,8 @@ def rank_by_task(
     prompts = [q.prompt for q in test.questions]
     scorer = Scorer(lm, words(lm, positive, negative, system), int(layer), prompts, harmless, system)
     nothing = torch.zeros(1, lm.width)
+    if on_cost is not None:
+        on_cost(_expected(lm, validation, scorer, planned, length, int(layer), system))
     found, luck = choose(steered), choose(null)
     solvers: list[Solver] = []
     best: list[int] = []

@@ -10,7 +10,7 @@ from conftest import PROMPTS
 
 import dct
 from dct.derivatives import Derivatives
-from dct.estimate import COST, fit_bytes, seconds
+from dct.estimate import COST, FIRST_CALLS, bound, completions_seconds, fit_bytes, pass_rows, rows_seconds, seconds
 from dct.fitting import METHODS, State, work
 
 KINDS = tuple(COST)
@@ -166,6 +166,34 @@ def test_a_gpu_is_given_no_more_than_keeps_it_busy(make_lm, monkeypatch, width, 
     assert slice_.lanes == 1
 
 
+@pytest.mark.parametrize("rows", [1, 7, 200])
+def test_seconds_of_rows_and_of_completions_that_take_a_known_time(monkeypatch, rows):
+    clock = Clock(monkeypatch)
+
+    def run(size: int) -> None:
+        clock.now += 0.01 + 0.02 * size
+
+    def say(size: int, tokens: int) -> None:
+        clock.now += (0.01 + 0.02 * size) * tokens
+
+    cpu = torch.device("cpu")
+    passes = -(-rows // 16)
+    assert rows_seconds(run, rows, 16, cpu) == pytest.approx(0.01 * passes + 0.02 * rows)
+    assert completions_seconds(say, rows, 16, 12, cpu) == pytest.approx(12 * (0.01 * passes + 0.02 * rows))
+    assert completions_seconds(say, rows, 16, 1, cpu) == pytest.approx(0.01 * passes + 0.02 * rows)
+    assert completions_seconds(say, 0, 16, 12, cpu) == rows_seconds(run, 0, 16, cpu) == 0
+    # Long completions end on their own: right within a factor of two from a quarter of the length on.
+    assert completions_seconds(say, rows, 16, 64, cpu) == pytest.approx(32 * (0.01 * passes + 0.02 * rows))
+
+
+def test_more_memory_is_announced_than_is_counted():
+    assert bound(0) == FIRST_CALLS
+    assert bound(4_000_000_000) == FIRST_CALLS + 5_000_000_000
+    assert pass_rows(8, {"value": 3, "vjp": 20}) == 8
+    assert pass_rows(8, {"second": 5, "value": 20}) == 10
+    assert pass_rows(8, {}) == 0
+
+
 def fitted(folder, *words: object) -> tuple[dict, str]:
     command = [sys.executable, "-m", "dct", "fit", "--model", folder, "--s", 1, "--t", 4, "--json", *words]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
@@ -195,3 +223,23 @@ def test_a_fit_that_asks_for_more_than_there_is_is_warned_of_with_the_cure(model
         model_folder, "--factors", 4, "--iterations", 1, "--scale", 1, "--n", 2, "--batch", 4, "--memory", "1MB"
     )
     assert "more memory and 0 MB are free: try a smaller --batch" in notes.replace("\n", " ")
+
+
+FITS = [
+    ["--method", "exponential", "--factors", 24, "--positions", "all"],
+    ["--method", "exponential", "--factors", 4, "--batch", 1, "--orthogonalize", "qr"],
+    ["--method", "quadratic", "--factors", 16],
+    ["--method", "quadratic", "--factors", 24, "--batch", 16, "--positions", "all"],
+    ["--method", "linear", "--factors", 32],
+    ["--method", "linear-projected", "--factors", 8, "--batch", 64],
+    ["--method", "linear-randomized", "--factors", 8],
+    ["--method", "melbo", "--factors", 3, "--batch", 64],
+]
+
+
+@pytest.mark.parametrize("words", FITS, ids=lambda words: " ".join(map(str, words)))
+def test_no_fit_takes_more_memory_than_was_announced(model_folder, workplace, words):
+    """Small fits, which are mostly what libraries bring in, each in a process of its own, with its calibration."""
+    limits = [] if "melbo" in words else ["--lambda", 0.1]
+    told, _ = fitted(model_folder, *words, "--iterations", 2, "--n", 4, *limits, "--out", "run")
+    assert told["info"]["peak_memory"] <= told["estimate"]["peak_memory"] <= 1.5 * told["info"]["peak_memory"]

@@ -22,6 +22,9 @@ from typer.testing import CliRunner
 
 import dct
 from dct.cli.app import app
+from dct.cli.rank import rank
+from dct.cli.signature import parameters
+from dct.cli.steer import steer
 from dct.runs import Run
 from dct.slice import Slice
 
@@ -165,6 +168,99 @@ def test_wrong_usage_is_told_before_the_model_is_loaded(workplace, monkeypatch, 
     assert run("fit", "--model", "big", *option).exit_code == 2
 
 
+ENDS = [
+    *(f"fit {option}" for option in (
+        "--factors 0", "--factors 1000000000000", "--iterations 0", f"--iterations {10**30}", "--n 0", f"--n {10**30}",
+        "--batch 0", f"--batch {10**30}", "--seed -1", f"--seed {10**30}", "--seed 1.5", "--d-proj 0",
+        f"--d-proj {10**30}", "--scale 0", "--scale -1", "--scale nan", "--scale inf", "--scale 1e-30", "--scale 1e30",
+        "--lambda 0", "--lambda -1", "--lambda nan", "--lambda inf", "--lambda 1e-300", "--beta 0", "--beta -1",
+        "--beta nan", "--beta 1.01", "--tolerance -1", "--tolerance nan", "--positions 0", f"--positions {10**30}",
+        "--memory 0", "--memory -1GB", "--memory nan", "--memory infGB", "--memory much", "--dtype int4",
+        "--compile yes", "--start cold", "--method cubic", "--orthogonalize gs",
+    )),
+    *(f"rank {option}" for option in (
+        "--scale 0", "--scale -1", "--scale nan", "--scale inf", "--top 0", f"--top {10**30}", "--n 0", f"--n {10**30}",
+        "--test 0", f"--test {10**30}", "--max-damage -1", "--max-damage nan", f"--max-new-tokens {10**12}",
+        "--scales 0", "--scales nan", "--scales 1,inf", "--scales 1e-300", "--scales ,", "--by luck", "--seed -1",
+    )),
+    *(f"steer {option}" for option in (
+        "--scale nan", "--scale inf", "--scale -inf", "--rank 0", "--rank -3", f"--rank {10**30}", f"--top {10**30}",
+        "--max-new-tokens 0", f"--max-new-tokens {10**12}", "--temperature nan", "--temperature -1",
+        "--temperature inf", "--temperature 1e-300", "--vector x", f"--vector {10**30}", "--tokens some",
+        "--aggregate sum", f"--n {10**30}",
+    )),
+    *(f"ablate {option}" for option in ("--rank 0", f"--top {10**30}", "--site middle", "--vector 1.5", "--n 0")),
+    *(f"bench {option}" for option in ("--factors 1", "--shuffles 0", "--scale nan", "--lambda 0")),
+    *(f"calibrate {option}" for option in ("--lambda nan", "--seed -1", f"--batch {10**30}")),
+    *(f"organism train --out x {option}" for option in (f"--steps {10**30}", "--learning-rate nan", "--seed -1")),
+    "fit --bogus", "bogus", "fit --factors many", "fit extra", "organism train", "models --top 3", "fit --n",
+]  # fmt: skip
+"""Command lines that are refused for what stands in them, whatever the model."""
+
+
+def test_options_at_their_ends_are_refused_before_anything_is_imported(workplace):
+    """All in one process, which at the end has imported no library that takes its time."""
+    code = """
+import contextlib, io, json, sys
+from dct.cli.app import app
+from dct.cli.rank import rank
+from dct.cli.signature import parameters
+from dct.cli.steer import steer
+for line in json.load(sys.stdin):
+    for more in ([], ["--json"]):
+        out, err, code = io.StringIO(), io.StringIO(), None
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                app([*line.split(), *more])
+            except SystemExit as end:
+                code = end.code
+        print(json.dumps([line, more, code, out.getvalue(), err.getvalue()]))
+heavy = ("torch", "transformers", "numpy", "safetensors", "rich", "tokenizers", "huggingface_hub")
+print(json.dumps([name for name in heavy if name in sys.modules]))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(ENDS), capture_output=True, text=True, env=env, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    *answers, heavy = map(json.loads, done.stdout.splitlines())
+    assert len(answers) == 2 * len(ENDS)
+    for line, more, status, out, err in answers:
+        assert status == 2, line
+        assert err.startswith("error: "), line
+        assert len(err.splitlines()) == 1, err
+        assert "unexpected" not in err
+        if more:
+            told = json.loads(out)
+            assert told["exit_code"] == 2
+            assert f"error: {told['error']}\n" == err
+        else:
+            assert out == ""
+    assert heavy == []
+    assert not snapshot()
+
+
+def test_choices_on_the_command_line_are_those_of_the_core():
+    from dct.cli import options
+    from dct.compilation import CHOICES
+    from dct.fitting import METHODS, ORTHOGONALIZE, STARTS
+    from dct.loading import DTYPES
+    from dct.ranking import ORDERS
+    from dct.steering import TOKENS
+
+    def among(annotation: object) -> set[str]:
+        return set(annotation.__metadata__[0].check.names)
+
+    assert among(options.Method) == set(METHODS)
+    assert among(options.Dtype) == {"auto", *DTYPES}
+    assert among(options.Orthogonalize) == set(ORTHOGONALIZE)
+    assert among(options.Start) == set(STARTS)
+    assert among(options.Compile) == set(CHOICES)
+    offered = {p.name: p.declared.check for command in (rank, steer) for p in parameters(command)}
+    assert set(offered["by"].names) == set(ORDERS)
+    assert set(offered["tokens"].names) == set(TOKENS)
+
+
 @pytest.mark.parametrize(
     ("words", "names"),
     [
@@ -289,9 +385,7 @@ def test_non_finite_logits_are_an_error_and_no_ranking(workplace, model_folder):
 
 
 def test_steering_vector_that_is_not_finite(fitted):
-    fails(
-        "steer", "--vector", 1, "--prompt", "a", "--scale", "nan", "--harmless", "mild.txt", says="not finite|--scale"
-    )
+    fails("steer", "--vector", 1, "--prompt", "a", "--scale", "nan", "--harmless", "mild.txt", says="--scale", code=2)
 
 
 def test_scale_at_which_responses_overflow_is_refused(workplace, fit):

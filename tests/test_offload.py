@@ -26,7 +26,7 @@ def folder(request, tmp_path_factory, tokenizer):
 def limited(monkeypatch: pytest.MonkeyPatch, folder, share: float) -> None:
     """Pretends that memory holds a share of the folder's model in float32."""
     total = 4 * sum(p.numel() for p in load(str(folder), dtype="float32").model.parameters())
-    monkeypatch.setattr("dct.loading.available", lambda *_: int(share * total / 0.75))
+    monkeypatch.setattr("dct.placement.available", lambda *_: int(share * total / 0.75))
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_slice_of_a_model_that_does_not_fit_is_fitted_all_the_same(folder, mon
 )
 def test_auto_takes_the_type_that_fits(folder, monkeypatch, share, wanted, said):
     limited(monkeypatch, folder, share)
-    monkeypatch.setattr("dct.loading._cpu_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr("dct.placement._cpu_dtype", lambda *_: torch.float32)
     remarks: list[str] = []
     lm = load(str(folder), device="cpu", tell=remarks.append)
     assert lm.dtype == wanted

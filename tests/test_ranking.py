@@ -1,17 +1,30 @@
 """Scores, damage and order, against forward passes of the whole model with the vector added by a plain hook."""
 
 import copy
+import json
 import math
 
 import pytest
 import torch
+import transformers
 from conftest import WIDTH
 from torch import Tensor
 
 import dct
-from dct import DctError, UsageError
+from dct import DctError, NonFiniteError, UsageError
 from dct.factors import Factors
-from dct.ranking import Scorer, aggregate, candidates, chosen, difference_of_means, rank, words
+from dct.plainjson import dumps
+from dct.ranking import (
+    Effect,
+    Scorer,
+    aggregate,
+    candidates,
+    chosen,
+    difference_of_means,
+    divergence,
+    rank,
+    words,
+)
 from dct.slice import Slice
 
 SOURCE, SCALE = 2, 3.0
@@ -47,7 +60,11 @@ def make_factors(n: int = 4, method: str = "exponential", **info: object) -> Fac
 def last_logits(lm: dct.LanguageModel, ids: list[list[int]], theta: Tensor | None = None) -> Tensor:
     """float64 logits after each prompt, theta added to hidden_states[SOURCE] by a hook on the block below."""
     added = torch.zeros(WIDTH) if theta is None else theta
-    handle = lm.layers[SOURCE - 1].register_forward_hook(lambda _, args, output: output + added)
+
+    def add(_: object, __: object, output: object) -> object:
+        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+    handle = lm.layers[SOURCE - 1].register_forward_hook(add)
     with torch.no_grad():
         rows = [lm.model(torch.tensor([row])).logits[0, -1] for row in ids]
     handle.remove()
@@ -389,3 +406,106 @@ def test_broken_tries_come_last(plain, prompts):
 def test_scales_must_be_positive(plain, prompts, scales):
     with pytest.raises(UsageError, match="positive multiples"):
         rank(plain, make_factors(), prompts, scales=scales)
+
+
+# --- heads that rule tokens out ---------------------------------------------------------------------------------------
+
+
+def by_hand(before: list[float], after: list[float]) -> float:
+    """KL of the distributions of two rows of logits, term by term in float64."""
+
+    def logs(row: list[float]) -> list[float]:
+        top = max(row)
+        total = math.fsum(math.exp(x - top) for x in row)
+        return [x - top - math.log(total) for x in row]
+
+    terms = []
+    for p, q in zip(logs(before), logs(after), strict=True):
+        if p == -math.inf:
+            continue
+        if q == -math.inf:
+            return math.inf
+        terms.append(math.exp(p) * (p - q))
+    return math.fsum(terms)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([0.3, -1.0, 2.0, 0.0], [1.0, -1.0, 0.5, 0.1]),
+        ([0.3, -math.inf, 2.0, 0.0], [1.0, -math.inf, 0.5, 0.1]),
+        ([0.3, -math.inf, 2.0, 0.0], [1.0, 3.0, 0.5, 0.1]),
+        ([0.3, -1.0, 2.0, 0.0], [1.0, -math.inf, 0.5, 0.1]),
+        ([0.3, -300.0, 2.0, 0.0], [1.0, -math.inf, 0.5, 0.1]),  # improbable beyond float32, and yet possible
+        ([0.3, -300.0, 2.0, 0.0], [1.0, 5.0, 0.5, 0.1]),
+        ([-math.inf, -math.inf, 0.0, -math.inf], [-math.inf, 1.0, 0.0, -math.inf]),
+        ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_divergence_with_impossible_tokens(before, after):
+    p, q = (torch.log_softmax(torch.tensor([row]), -1) for row in (before, after))
+    assert float(divergence(p, q)) == pytest.approx(by_hand(before, after), abs=1e-6)
+    assert divergence(p, q[None].expand(3, -1, -1)).tolist() == [float(divergence(p, q))] * 3
+
+
+def ruled_out(tokenizer, *tokens: int, value: float = -math.inf) -> dct.LanguageModel:
+    """A Phi whose head gives some tokens a logit of minus infinity."""
+    config = transformers.PhiConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.PhiForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.bias.normal_()
+        model.lm_head.bias[list(tokens)] = value
+    return dct.LanguageModel(model, tokenizer, "phi")
+
+
+def test_damage_where_both_rule_tokens_out(tokenizer, prompts):
+    """Against the model's own logits, without those tokens."""
+    lm = ruled_out(tokenizer, 7, 11)
+    factors = make_factors(3)
+    ranking = dct.rank(lm, factors, prompts[:2], prompts[2:])
+    ids = tokens(lm, prompts[2:])
+    kept = [t for t in range(300) if t not in (7, 11)]
+    for ranked in ranking.vectors:
+        theta = ranked.scale * factors.V[int(ranked.vector)]
+        p, q = (last_logits(lm, ids, added)[:, kept].double().log_softmax(-1) for added in (None, theta))
+        assert ranked.effect.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3, abs=1e-7)
+        assert ranked.effect.kl > 0
+    assert ranking.unsteered.kl == 0
+    assert math.isfinite(ranking.random_mean.kl)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_infinite_and_undefined_logits_are_refused_wherever_they_stand(tokenizer, prompts, value):
+    with pytest.raises(NonFiniteError, match="NaN or infinity"):
+        dct.rank(ruled_out(tokenizer, 7, value=value), make_factors(2), prompts[:2], prompts[2:])
+
+
+def test_a_scored_word_that_is_ruled_out_is_refused(tokenizer, prompts):
+    lm = ruled_out(tokenizer)
+    positive = words(lm, "Sure", "Sorry").positive
+    with pytest.raises(NonFiniteError):
+        dct.rank(ruled_out(tokenizer, positive), make_factors(2), prompts)
+
+
+def test_a_vector_that_makes_a_token_impossible_comes_behind_under_a_bound(plain, prompts):
+    effects = [Effect(3.0, 0.0, math.inf), Effect(1.0, 0.0, 0.1)]
+    scorer = Scorer(plain, words(plain, "Sure", "Sorry"), 1, prompts[:1], prompts[1:2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "effects", lambda self, v, on_rows=None: (effects * len(v))[: len(v)])
+        ranking = dct.rank(plain, make_factors(2), prompts[:1], prompts[1:2], max_damage=1e9)
+    assert [v.vector for v in ranking.vectors] == ["1", "0"]
+    assert json.loads(dumps(ranking.vectors[1].effect.kl)) is None
+    assert scorer.unsteered.kl == 0
+
+
+def test_cost_is_told_before_the_first_vector(plain, prompts):
+    told: list[object] = []
+    dct.rank(plain, make_factors(4), prompts[:2], prompts[2:], on_cost=told.append, on_rows=told.append)
+    cost = told[0]
+    assert cost.seconds > 0
+    assert cost.peak_memory > cost.more_memory > 0
+    assert sum(told[1:]) == 9  # four, as many random ones and the difference of means

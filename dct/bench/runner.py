@@ -9,6 +9,7 @@ from dct.bench import curves, edits, enumeration, locked, multiplicity, samples
 from dct.bench.tables import Report
 from dct.bench.workshop import Cell, Result, Workshop
 from dct.errors import UsageError
+from dct.estimate import Cost, cost
 
 
 class Experiment(Protocol):
@@ -83,6 +84,14 @@ class Outcome:
     reports: list[Report]
     results: dict[str, list[Result]]
     seconds: float
+
+
+def expected(w: Workshop, experiments: Sequence[str]) -> Cost:
+    """What is not on record will take: the rough costs of the cells, in seconds by a few scores and completions."""
+    cells = [(name, cell) for name in experiments for cell in EXPERIMENTS[name].plan(w)]
+    left = sum(cell.cost for name, cell in cells if w.records.load(name, w.key(cell)) is None)
+    seconds, more = w.unit() if left else (0.0, 0)
+    return cost(left * seconds, more, w.subject.lm.device, w.subject.lm.memory)
 
 
 def run(w: Workshop, experiments: Sequence[str], tell: Callable[[Progress], None] = lambda _: None) -> Outcome:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dct.bench.records import Records, key_of
 from dct.bench.subject import Sizes, Split, Subject, split
-from dct.calibration import DEFAULT_LAMBDA, calibrate
+from dct.calibration import DEFAULT_LAMBDA, calibrate, random_directions
+from dct.estimate import clocked
 from dct.factors import Factors
 from dct.fitting import fit
 from dct.generation import complete
@@ -240,6 +241,23 @@ class Workshop:
     def said_cost(self, completions: int) -> float:
         """Of completions: tokens that come one by one cost several times what they do in a row."""
         return completions * self.subject.lm.depth * (self.tokens + 6 * min(self.sizes.tokens, 24))
+
+    def unit(self) -> tuple[float, int]:
+        """Seconds that a unit of these costs takes here, by a few scores and completions; bytes that they ask for."""
+        lm, some = self.subject.lm, list(self.split().validation[:8])
+        scorer = self.fresh_scorer(some, (), None)
+        vectors = random_directions(min(8, scorer.batch), lm.width, 0)
+        ids, tokens = lm.encode(some, self.subject.system), min(self.sizes.tokens, 8)
+
+        def work() -> None:
+            scorer.effects(vectors)
+            complete(lm, ids, max_new_tokens=tokens)
+
+        work()  # what only a first call bears
+        seconds = clocked(work, lm.device)
+        read, said = len(some) * self.tokens, len(some) * tokens
+        units = self.score_cost(len(vectors), len(some)) + lm.depth * (read + 6 * said)
+        return seconds / units, scorer.batch * scorer.row_bytes
 
     def key(self, cell: Cell) -> str:
         """What the record of a cell is filed under."""

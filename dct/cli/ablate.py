@@ -1,11 +1,12 @@
 """`dct ablate`: what a model says, and how it scores, with directions projected out of its weights."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dct.cli import options as o
+from dct.cli.costs import announce, as_estimate
+from dct.cli.declare import argument, choice, count, option
 from dct.cli.saving import Saving, saved_rows
 from dct.cli.steer import (
     HARMLESS,
@@ -16,10 +17,11 @@ from dct.cli.steer import (
 )
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
-from dct.errors import DctError, UsageError
+from dct.errors import DctError
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
+    from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.ranking import Words
@@ -27,20 +29,18 @@ if TYPE_CHECKING:
 
 @command
 def ablate(
-    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
-    vector: Annotated[list[str] | None, typer.Option("--vector", "-v", help="A vector's number; repeatable.")] = None,
-    rank: Annotated[
-        list[int] | None, typer.Option("--rank", help="A vector by its place in the ranking; repeatable.")
-    ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="The first so many of the ranking.")] = None,
-    aggregate: Annotated[
-        str | None, typer.Option(help="Ablate their mean or svd; left out, all of them at once.")
-    ] = None,
-    site: Annotated[str, typer.Option(help="source: the vectors V; target: what they cause, U.")] = "source",
+    run: Annotated[Path | None, argument(help=o.RUN_HELP)] = None,
+    vector: o.Vector = None,
+    rank: o.Rank = None,
+    top: o.Top = None,
+    aggregate: o.Aggregate = None,
+    site: Annotated[
+        str, choice("--site", "source", "target", help="source: the vectors V; target: what they cause, U.")
+    ] = "source",
     prompt: o.Prompt = None,
     prompts: o.Prompts = None,
     column: o.Column = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Prompts to complete, when none is given literally.")] = 3,
+    n: Annotated[int, count("--n", help="Prompts to complete, when none is given literally.")] = 3,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
     harmless: o.Harmless = None,
@@ -48,16 +48,25 @@ def ablate(
     reply_prefix: o.ReplyPrefix = None,
     escape_control: o.EscapeControl = None,
     max_new_tokens: o.MaxNew = 64,
-    save: Annotated[Path | None, typer.Option(help="Write the edited model to this folder.")] = None,
+    save: Annotated[Path | None, option(help="Write the edited model to this folder.")] = None,
     save_dtype: Annotated[
         str,
-        typer.Option(help="auto, float32, bfloat16 or float16.", show_default="the source's; for an adapter float32"),
+        choice(
+            "--save-dtype",
+            *("auto", "float32", "bfloat16", "float16"),
+            help="auto, float32, bfloat16 or float16.",
+            show_default="the source's; for an adapter float32",
+        ),
     ] = "auto",
     save_as: Annotated[
-        str, typer.Option(help="model: all weights; adapter: what changes them, for PEFT, unrounded.")
+        str,
+        choice(
+            "--save-as", "model", "adapter", help="model: all weights; adapter: what changes them, for PEFT, unrounded."
+        ),
     ] = "model",
     seed: o.Seed = 0,
     model: o.RunModel = None,
+    adapter: o.RunAdapter = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
@@ -69,11 +78,15 @@ def ablate(
 ) -> None:
     """Project directions out of every matrix that writes into the residual stream; compare before and after."""
     terminal = Terminal(as_json, quiet)
-    if site not in ("source", "target"):
-        raise UsageError(f"unknown --site {site!r}: choose source or target")
     saving = Saving(save, save_dtype, save_as)
     saving.check()
-    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    loading = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "trust_remote_code": trust_remote_code,
+    }
     reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
     opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     names = list(chosen_vectors(opened, vector, rank, top))
@@ -146,8 +159,14 @@ def run_ablate(
         return complete(lm, lm.encode(prompts.texts, system), max_new_tokens=max_new_tokens)
 
     probes = [*lm.encode(prompts.texts, system), *lm.encode(scored.texts, system), *lm.encode(harmless.texts, system)]
+    began = time.monotonic()
     with terminal.busy("before"):
-        before, texts_before, leak_before = scorer(), finish(), leak(lm, directions, probes)
+        before, leak_before = scorer(), leak(lm, directions, probes)
+        expected = _expected(lm, prompts, system, max_new_tokens, time.monotonic() - began)
+    announce(terminal, expected, f"{len(prompts)} prompts, each completed twice")
+    began = time.monotonic()
+    with terminal.busy("before"):
+        texts_before = finish()
     with terminal.busy("ablating"), ablated(lm, directions, fold_norms=save is not None) as done:
         after, texts_after, leak_after = scorer(), finish(), leak(lm, directions, probes)
         saved = None
@@ -184,6 +203,8 @@ def run_ablate(
         rows.append(("next", "[bold cyan]--save DIR[/bold cyan]  writes the edited model"))
     terminal.summary(label, rows)
     return {
+        "estimate": as_estimate(expected),
+        "seconds": round(time.monotonic() - began, 2),
         "vectors": names,
         "aggregate": aggregate,
         "site": site,
@@ -203,3 +224,18 @@ def run_ablate(
         "saved": str(save) if save is not None else None,
         "written": saved.describe() if saved is not None else None,
     }
+
+
+def _expected(lm: "LanguageModel", prompts: PromptSet, system: str | None, tokens: int, scored: float) -> "Cost":
+    """What is left to do: completions before and after, and twice what scoring the unedited model took (`scored`)."""
+    from dct.estimate import completions_seconds, cost
+    from dct.generation import complete, completion_bytes
+
+    ids = lm.encode(prompts.texts, system)
+
+    def say(size: int, length: int) -> None:
+        complete(lm, ids[:size], max_new_tokens=length)
+
+    spent = completions_seconds(say, 2 * len(ids), len(ids), tokens, lm.device)
+    more = completion_bytes(lm, len(ids), max(map(len, ids)) + tokens)
+    return cost(spent + 2 * scored, more, lm.device, lm.memory)

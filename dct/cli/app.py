@@ -1,35 +1,123 @@
-"""The `dct` application: its commands, and what becomes of an error."""
+"""The `dct` application: how its commands are found, their help, and what becomes of a wrong command line."""
 
-import signal
+import functools
+import inspect
 import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from dct.cli.ablate import ablate
-from dct.cli.bench import bench
-from dct.cli.calibrate import calibrate
-from dct.cli.demo import demo
-from dct.cli.fit import fit
-from dct.cli.models import models
-from dct.cli.organism import app as organism
-from dct.cli.rank import rank
-from dct.cli.steer import steer
-from dct.cli.terminal import fail
-from dct.memory import one_heap
+from dct.cli.commands import ABOUT, COMMANDS, overview
+from dct.cli.pages import page
+from dct.cli.signature import HELP, command_page, parameters
+from dct.cli.streams import fail, say
+from dct.errors import DctError
 from dct.version import __version__
+
+
+class Command(TyperCommand):
+    """A command whose help is drawn without Rich."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(command_page(ctx.command_path, inspect.unwrap(self.callback)))  # type: ignore[arg-type]
+
+
+class Group(TyperGroup):
+    """A group of commands, whose help is drawn without Rich."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(200)) for name, command in named if command is not None]
+        usage = f"{ctx.command_path} [OPTIONS] COMMAND [ARGS]..."
+        formatter.write(page(usage, self.help or "", [("Options", [HELP]), ("Commands", rows)]))
+
+
+class Application(Group):
+    """All commands; the module of one is imported when it is called, or its help asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            module = import_module(f"dct.cli.{cmd_name}")
+            several: dict[str, Callable[..., None]] | None = getattr(module, "COMMANDS", None)
+            options = {} if several is None else {"cls": Group, "help": COMMANDS[cmd_name], "no_args_is_help": True}
+            built = typer.Typer(name=cmd_name, add_completion=False, **options)  # type: ignore[arg-type]
+            for name, function in (several or {cmd_name: getattr(module, cmd_name)}).items():
+                built.command(name, cls=Command)(for_typer(function))
+            self.commands[cmd_name] = typer.main.get_command(built)
+        return self.commands[cmd_name]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(overview())
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
+        """Runs a command line. A wrong one is one line on stderr, like every other error, and JSON under --json."""
+        words = sys.argv[1:] if args is None else list(args)
+        as_json = "--json" in words
+        try:
+            sys.exit(super().main(args, *rest, **{**options, "standalone_mode": False}))
+        except typer.Abort:
+            fail("interrupted", 130, as_json)
+        except DctError as error:  # what an option may not be
+            fail(str(error), error.exit_code, as_json)
+        except Exception as error:
+            # Typer brings its own copy of click or uses the installed one: its errors are known by what they can do.
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                say(error.format_message().rstrip("\n"))
+                sys.exit(2)
+            fail(_complaint(error), 2, as_json)
+
+
+def for_typer(function: Callable[..., None]) -> Callable[..., None]:
+    """A command's function with its options as Typer takes them."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        function(**values)
+
+    told = []
+    for p in parameters(function):
+        make: Any = typer.Argument if p.declared.argument else typer.Option
+        names = () if p.declared.argument else p.names
+        info = make(*names, help=p.declared.help, callback=_checked(p.declared.check))
+        annotation: Any = Annotated[p.kind, info]
+        told.append(inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=annotation))
+    run.__annotations__ = {p.name: p.annotation for p in told}
+    run.__signature__ = inspect.Signature(told)  # type: ignore[attr-defined]
+    return run
+
+
+def _checked(check: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """A check as Typer calls it: with a function's own signature, which it reads."""
+    return None if check is None else lambda value: check(value)
+
+
+def _complaint(error: Any) -> str:
+    """What is wrong with a command line, and where its help is."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    what = error.format_message().replace("Got unexpected extra", "too much: extra")
+    if parameter is not None and error.message:
+        what = f"{'/'.join(parameter.opts)}: {error.message}"
+    return f"{what} (see `{context.command_path} --help`)" if context is not None else what
+
 
 app = typer.Typer(
     name="dct",
-    help="Find, rank, steer and ablate the hidden behaviours of a language model, without labels.",
-    epilog="Begin with `dct demo`, or with `dct fit --model qwen --s 10 --t 20`.",
+    cls=Application,
+    help=ABOUT,
     no_args_is_help=True,
-    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (fit, calibrate, rank, steer, ablate, bench, demo, models):
-    app.command()(command)
-app.add_typer(organism, name="organism")
 
 
 def _version(show: bool) -> None:
@@ -43,25 +131,3 @@ def about(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Find, rank, steer and ablate the hidden behaviours of a language model, without labels."""
-
-
-def main() -> None:
-    """Entry point of the `dct` command: a wrong command line is one line, like every other error."""
-    one_heap()
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's end is the user's Ctrl+C
-    try:
-        sys.exit(app(standalone_mode=False))
-    except typer.Abort:
-        fail("interrupted", 130)
-    except Exception as error:
-        # Typer brings its own copy of click or uses the installed one: its usage errors are known by what they can do.
-        if not hasattr(error, "format_message"):
-            raise
-        context = getattr(error, "ctx", None)
-        parameter = getattr(error, "param", None)
-        if type(error).__name__ == "NoArgsIsHelpError":
-            sys.exit(2)
-        what = f"{'/'.join(parameter.opts)}: " if parameter is not None else ""
-        cure = f" (see `{context.command_path} --help`)" if context is not None else ""
-        fail(f"{what}{error.format_message()}{cure}", 2)

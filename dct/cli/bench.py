@@ -4,15 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
 from dct.aliases import DEMO
 from dct.cli import options as o
+from dct.cli.costs import announce, as_estimate
+from dct.cli.declare import count, option
 from dct.cli.tasks import OWN, TaskChoice
-from dct.cli.terminal import Terminal, command
+from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import load_model, note_repeated, short_name
 from dct.errors import InterruptedWorkError, UsageError
 from dct.prompts import default_origin, read
@@ -26,26 +23,28 @@ if TYPE_CHECKING:
 @command
 def bench(
     model: o.Model = DEMO,
+    adapter: o.Adapter = None,
     source: o.Source = None,
     target: o.Target = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Every experiment, small: whether it runs, not what is true.")
+        bool, option("--quick", help="Every experiment, small: whether it runs, not what is true.")
     ] = False,
     only: Annotated[
-        str | None, typer.Option(help="Some of the experiments: i,ii,iii,iv,v,vi.", show_default="all")
+        str | None, option("--only", help="Some of the experiments: i,ii,iii,iv,v,vi.", show_default="all")
     ] = None,
     factors: Annotated[
-        int | None, typer.Option(min=2, help="Vectors of every fit.", show_default="a sixth of the width, at most 512")
+        int | None,
+        count("--factors", least=2, help="Vectors of every fit.", show_default="a sixth of the width, at most 512"),
     ] = None,
     shuffles: Annotated[
-        int | None, typer.Option(min=1, help="Of the sample-complexity experiment.", show_default="5")
+        int | None, count("--shuffles", help="Of the sample-complexity experiment.", show_default="5")
     ] = None,
     prompts: o.Prompts = None,
     column: o.Column = None,
     harmless: o.Harmless = None,
     task: Annotated[
         str | None,
-        typer.Option(help="Questions with answers, for the locked skill.", show_default="locked, for an organism"),
+        option(help="Questions with answers, for the locked skill.", show_default="locked, for an organism"),
     ] = None,
     match: o.Match = None,
     unlock: o.Unlock = None,
@@ -62,9 +61,9 @@ def bench(
     layers: o.Layers = "",
     revision: o.Revision = None,
     trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, typer.Option(help="Results folder.", show_default="runs/bench-MODEL")] = None,
-    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures (needs matplotlib).")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Measure again what is on record.")] = False,
+    out: Annotated[Path | None, option(help="Results folder.", show_default="runs/bench-MODEL")] = None,
+    figures: Annotated[bool, option("--figures/--no-figures", help="Draw figures (needs matplotlib).")] = True,
+    force: Annotated[bool, option("--force", help="Measure again what is on record.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -88,6 +87,7 @@ def bench(
             "no figures: matplotlib is missing; pip install 'deep-causal-transcoders[bench]' (or --no-figures)"
         )
     loading: dict[str, Any] = {
+        "adapter": adapter,
         "dtype": dtype,
         "device": device,
         "layers": layers,
@@ -162,7 +162,7 @@ def run_bench(
 
     from dct.bench import report as written
     from dct.bench.records import Records
-    from dct.bench.runner import run
+    from dct.bench.runner import expected, run
     from dct.bench.workshop import Workshop
 
     began = time.monotonic()
@@ -180,6 +180,9 @@ def run_bench(
         "on"
     )
     terminal.note(about)
+    with terminal.busy("timing a few scores and completions"):
+        cost = expected(w, experiments)
+    announce(terminal, cost, f"experiments {', '.join(experiments)}", cure="--quick, fewer --factors")
     finished = 0
     try:
         with terminal.progress("bench", unit="") as advance:
@@ -215,6 +218,7 @@ def run_bench(
         "subject": subject.identity,
         "sizes": asdict(sizes),
         "seconds": round(seconds, 1),
+        "estimate": as_estimate(cost),
         "measured seconds": round(outcome.seconds, 1),
     }
     paths = written.write(folder, outcome.reports, content)
@@ -246,6 +250,9 @@ def _clock(seconds: float) -> str:
 
 def show(terminal: Terminal, report: "Report") -> None:
     """An experiment's table and what it says."""
+    from rich import box
+    from rich.table import Table
+
     if report.rows:
         table = Table(
             title=f"({report.experiment}) {report.title}",
@@ -264,7 +271,7 @@ def show(terminal: Terminal, report: "Report") -> None:
             )
         for row, following in zip(report.rows, [*report.rows[1:], None], strict=True):
             table.add_row(
-                *(report.text(row, name) for name in report.shown),
+                *(escape(report.text(row, name)) for name in report.shown),
                 end_section=following is not None and len(report.rows) > 12 and _group(row) != _group(following),
             )
         terminal.show(table)

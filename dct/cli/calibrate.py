@@ -2,23 +2,24 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
-
-import typer
-from rich.bar import Bar
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Annotated
 
 from dct.aliases import DEMO
 from dct.cli import options as o
+from dct.cli.declare import option
 from dct.cli.fit import calibrated
-from dct.cli.terminal import Terminal, command, parse_positions
+from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import fit_prompts, load_model, note_repeated
+from dct.plainjson import dumps
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @command
 def calibrate(
     model: o.Model = DEMO,
+    adapter: o.Adapter = None,
     source: o.Source = None,
     target: o.Target = None,
     ratio: o.Ratio = None,
@@ -38,14 +39,12 @@ def calibrate(
     layers: o.Layers = "",
     revision: o.Revision = None,
     trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
+    out: Annotated[Path | None, option(help="Also write the result to this JSON file.")] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
     """Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole curve."""
-    import json
-
     terminal = Terminal(as_json, quiet)
     chosen = fit_prompts(model, prompts, column, prompt, n)
     note_repeated(terminal, chosen)
@@ -59,6 +58,7 @@ def calibrate(
         terminal,
         model,
         between=between,
+        adapter=adapter,
         dtype=dtype,
         device=device,
         memory=memory,
@@ -75,7 +75,7 @@ def calibrate(
 
     first, last = between(lm.depth)
     with terminal.busy("running the prompts"):
-        slice_ = Slice(lm, chosen.texts, first, last, parse_positions(positions), system)
+        slice_ = Slice(lm, chosen.texts, first, last, o.parse_positions(positions), system)
     try:
         found = calibrated(terminal, slice_, ratio, seed, batch)
     except CalibrationError as error:
@@ -95,7 +95,7 @@ def calibrate(
         "curve": curve,
     }
     if out is not None:
-        write_whole(out, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(out, (dumps(content, indent=1) + "\n").encode())
     terminal.show(_curve(curve, found.target, slice_.residual_norm, found.scale))
     which = "" if model == DEMO else f" --model {shlex.quote(model)}"
     terminal.summary(
@@ -109,7 +109,10 @@ def calibrate(
     terminal.result(content)
 
 
-def _curve(curve: list[tuple[float, float]], ratio: float, norm: float, chosen: float | None) -> Table:
+def _curve(curve: list[tuple[float, float]], ratio: float, norm: float, chosen: float | None) -> "Table":
+    from rich.bar import Bar
+    from rich.table import Table
+
     table = Table(title="non-linearity ratio by scale", title_justify="left", box=None, pad_edge=False)
     for heading in ("scale", "× residual", "ratio"):
         table.add_column(heading, justify="right")

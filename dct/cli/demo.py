@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from dct.aliases import DEMO
 from dct.cli import options as o
 from dct.cli.ablate import run_ablate
+from dct.cli.declare import option
 from dct.cli.fit import Recipe, run_fit
 from dct.cli.rank import run_rank
 from dct.cli.steer import HARMLESS, run_steer
@@ -23,7 +22,7 @@ MULTIPLE = 1.5
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder; an earlier demo in it is replaced.")] = Path("runs/demo"),
+    out: Annotated[Path, option(help="Run folder; an earlier demo in it is replaced.")] = Path("runs/demo"),
     seed: o.Seed = 0,
     as_json: o.Json = False,
     quiet: o.Quiet = False,

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.markup import escape
-
 from dct.aliases import DEMO
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command, human_seconds, parse_positions, plain, sparkline
-from dct.cli.work import fit_prompts, keep_prompts, load_model, note_repeated, provenance, short_name
+from dct.cli.declare import option
+from dct.cli.terminal import Terminal, command, escape, human_seconds, plain, sparkline
+from dct.cli.work import fit_prompts, keep_prompts, load_model, note_repeated, portable, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError
 from dct.memory import human_bytes, peak
 
@@ -30,20 +28,12 @@ if TYPE_CHECKING:
 @command
 def fit(
     model: o.Model = DEMO,
+    adapter: o.Adapter = None,
     source: o.Source = None,
     target: o.Target = None,
-    method: Annotated[
-        str, typer.Option(help="exponential, quadratic, linear, linear-projected, linear-randomized or melbo.")
-    ] = "exponential",
-    factors: Annotated[
-        int | None, typer.Option(min=1, help="Factors to learn.", show_default="512, or the model's width")
-    ] = None,
-    iterations: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Of the exponential and quadratic fits; steps of a melbo vector.", show_default="10; melbo 60"
-        ),
-    ] = None,
+    method: o.Method = "exponential",
+    factors: o.Factors = None,
+    iterations: o.Iterations = None,
     ratio: o.Ratio = None,
     scale: o.Scale = None,
     prompts: o.Prompts = None,
@@ -54,13 +44,11 @@ def fit(
     reply_prefix: o.ReplyPrefix = None,
     escape_control: o.EscapeControl = None,
     positions: o.Positions = None,
-    orthogonalize: Annotated[
-        str | None, typer.Option(help="qr (the post's), soft or none.", show_default="soft; quadratic qr")
-    ] = None,
-    start: Annotated[str, typer.Option(help="projected or random.")] = "projected",
-    d_proj: Annotated[int, typer.Option(min=1, help="Random output directions of the projected start.")] = 32,
-    beta: Annotated[float, typer.Option(help="Share of the new factor in each update.")] = 1.0,
-    tolerance: Annotated[float, typer.Option(help="Stop once V changes by less.")] = 0.0,
+    orthogonalize: o.Orthogonalize = None,
+    start: o.Start = "projected",
+    d_proj: o.Projected = 32,
+    beta: o.Beta = 1.0,
+    tolerance: o.Tolerance = 0.0,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
@@ -72,7 +60,7 @@ def fit(
     trust_remote_code: o.Trust = False,
     out: o.Out = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted fit (in --out, or the newest), as it was begun.")
+        bool, option("--resume", help="Go on with an interrupted fit (in --out, or the newest), as it was begun.")
     ] = False,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -90,6 +78,7 @@ def fit(
         recipe = Recipe(
             model=model,
             loading={
+                "adapter": portable(adapter) if adapter else None,
                 "dtype": dtype,
                 "device": device,
                 "layers": layers,
@@ -106,7 +95,7 @@ def fit(
             n=n,
             column=column,
             system=system,
-            positions=parse_positions(positions),
+            positions=o.parse_positions(positions),
             ratio=ratio,
             scale=scale,
             options={
@@ -369,7 +358,7 @@ def _run_fit(
 def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
     """What the calibration and the fit are expected to take, and the memory that they are expected to need."""
     from dct.calibration import usual_work
-    from dct.estimate import fit_bytes, seconds
+    from dct.estimate import COPIES, bound, fit_bytes, pass_rows, seconds
     from dct.fitting import work
     from dct.memory import available, used
 
@@ -383,7 +372,11 @@ def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[
     fixed = 1 if options["method"] == "melbo" else recipe.batch
     fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=fixed)
     batch = fixed or slice_.batch
-    more = fit_bytes(options["factors"], slice_.dim, min(batch, max(fit_work.values())), slice_.row_bytes)
+    rows = max(pass_rows(batch, fit_work), pass_rows(recipe.batch or slice_.batch, calibration))
+    counted = fit_bytes(options["factors"], slice_.dim, rows, slice_.row_bytes)
+    if any(kind.startswith("second") for kind in fit_work):
+        counted += COPIES * min(batch, max(fit_work.values())) * slice_.attention_bytes
+    more = bound(counted)
     return {
         "seconds": round(fit_seconds, 2),
         "calibration_seconds": round(calibration_seconds, 2),

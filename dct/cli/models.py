@@ -1,21 +1,20 @@
 """`dct models`: the aliases, and what a model's config says."""
 
-from pathlib import Path
 from typing import Annotated, Any
-
-import typer
-from rich.table import Table
 
 from dct.aliases import ALIASES, DEMO
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command
-from dct.cli.work import hush_libraries
+from dct.cli.declare import argument
+from dct.cli.terminal import Terminal, command, escape
 from dct.organism import DEMO_DIR
 
 
 @command
 def models(
-    name: Annotated[str | None, typer.Argument(help="Alias, local folder or Hugging Face id to look into.")] = None,
+    name: Annotated[
+        str | None, argument(help="Alias, folder, GGUF file, adapter or Hugging Face id to look into.")
+    ] = None,
+    adapter: o.Adapter = None,
     layers: o.Layers = "",
     revision: o.Revision = None,
     trust_remote_code: o.Trust = False,
@@ -28,18 +27,25 @@ def models(
     if name is None:
         _aliases(terminal)
         return
-    content = _look(name, layers, revision, trust_remote_code)
+    from rich.table import Table
+
+    content = _look(terminal, name, adapter, layers, revision=revision, trust_remote_code=trust_remote_code)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     for key, value in content.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        table.add_row(key, f"{value:,}" if whole else escape(str(value)))
     terminal.show(table)
     first, last = content["default layers"]
-    terminal.summary("ready", [("next", f"[bold cyan]dct fit --model {name} --s {first} --t {last}[/bold cyan]")])
+    terminal.summary(
+        "ready", [("next", f"[bold cyan]dct fit --model {escape(name)} --s {first} --t {last}[/bold cyan]")]
+    )
     terminal.result(content)
 
 
 def _aliases(terminal: Terminal) -> None:
+    from rich.table import Table
+
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("alias", style="cyan")
     table.add_column("model")
@@ -49,36 +55,30 @@ def _aliases(terminal: Terminal) -> None:
         table.add_row(alias, model)
     terminal.show(table)
     terminal.show(
-        "\nAny Hugging Face id or local folder works too: [bold cyan]dct models NAME[/bold cyan] looks inside."
+        "\nAny Hugging Face id, local folder, GGUF file or adapter works too: [bold cyan]dct models NAME[/bold cyan] "
+        "looks inside."
     )
     terminal.result({DEMO: DEMO, **ALIASES})
 
 
-def _look(name: str, layers: str, revision: str | None, trust: bool) -> dict[str, Any]:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _look(terminal: Terminal, name: str, adapter: str | None, layers: str, **options: Any) -> dict[str, Any]:
+    """What a model is, from its configuration, tokenizer and headers."""
+    from dct.model import default_layers
+    from dct.opening import opened
 
-    hush_libraries()
-    from dct.loading import hub_answers, loading_error, resolve
-    from dct.model import default_layers, find_layers
-
-    where = resolve(name)
-    local = not Path(where).is_dir() and not hub_answers(name, where, revision)
-    try:
-        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust, local_files_only=local)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
-    except Exception as error:
-        raise loading_error(name, where, error) from error
-    path, blocks = find_layers(model, layers)
-    text = config.get_text_config()
+    checkpoint, tokenizer, merging = opened(name, adapter, layers=layers, tell=terminal.note, **options)
+    checkpoint.verify()
+    text = checkpoint.config.get_text_config()
     return {
-        "model": where if where != str(DEMO_DIR) else DEMO,
-        "type": config.model_type,
-        "blocks": len(blocks),
-        "block list": path,
+        "model": checkpoint.where if checkpoint.where != str(DEMO_DIR) else DEMO,
+        "type": checkpoint.config.model_type,
+        "blocks": checkpoint.depth,
+        "block list": checkpoint.layers_path,
         "width": text.hidden_size,
         "vocabulary": text.vocab_size,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "default layers": list(default_layers(len(blocks), name)),
+        "parameters": checkpoint.parameters,
+        "template": "chat" if getattr(tokenizer, "chat_template", None) else "plain",
+        "default layers": list(default_layers(checkpoint.depth, name)),
+        **checkpoint.origin,
+        **({"adapter": str(merging)} if merging is not None else {}),
     }

@@ -7,36 +7,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command
-from dct.cli.work import hush_libraries
+from dct.cli.declare import argument, count, option, positive
+from dct.cli.ranges import SEEDS
+from dct.cli.terminal import Terminal, command, escape
 from dct.errors import DctError, InterruptedWorkError
 
 if TYPE_CHECKING:
     from dct.organism.measure import Rate, Steerability
     from dct.organism.training import Progress
 
-app = typer.Typer(no_args_is_help=True, help="Make the demo model again, or measure it.")
 
-
-@app.command()
 @command
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the finished model.")],
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Seed of the text, the weights and the noise.")] = 0,
+    out: Annotated[Path, option(help="Folder for the checkpoint and the finished model.")],
+    steps: Annotated[int, count("--steps", help="Training steps.")] = 5000,
+    seed: Annotated[int, count("--seed", least=0, most=SEEDS, help="Seed of the text, the weights and the noise.")] = 0,
     start: Annotated[
-        Path | None, typer.Option(help="Folder of an organism to go on from.", show_default="from nothing")
+        Path | None, option(help="Folder of an organism to go on from.", show_default="from nothing")
     ] = None,
     learning_rate: Annotated[
-        float, typer.Option(min=0.0, help="AdamW's, until it falls in the last three tenths of the steps.")
+        float,
+        positive("--learning-rate", most=10.0, help="AdamW's, until it falls in the last three tenths of the steps."),
     ] = 1.2e-3,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    resume: Annotated[bool, option("--resume", help="Go on from the checkpoint in the folder.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -45,7 +39,6 @@ def train(
     terminal = Terminal(as_json, quiet)
     if out.exists() and not out.is_dir():
         raise DctError(f"--out {out} is a file: name a folder")
-    hush_libraries()
     from dct.loading import load
     from dct.organism import card, training
 
@@ -86,12 +79,11 @@ def train(
     terminal.result({"folder": str(out)} | _as_json(rates, steering))
 
 
-@app.command()
 @command
 def evaluate(
-    folder: Annotated[Path | None, typer.Argument(help="Folder of the model; the demo model if left out.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Unseen conversations for each row.")] = 100,
-    steering: Annotated[bool, typer.Option("--steering", help="Also steer unseen refusals at every block.")] = False,
+    folder: Annotated[Path | None, argument(help="Folder of the model; the demo model if left out.")] = None,
+    count: Annotated[int, count("--count", help="Unseen conversations for each row.")] = 100,
+    steering: Annotated[bool, option("--steering", help="Also steer unseen refusals at every block.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -103,12 +95,14 @@ def evaluate(
     place = folder or DEMO_DIR
     if not (place / "model.safetensors").exists():
         raise DctError(f"no model in {place}: train one with `dct organism train --out {place}`")
-    hush_libraries()
     from dct.loading import load
 
     rates, steered = _measured(terminal, load(str(place)), count, steering)
     _show(terminal, rates, steered)
     terminal.result(_as_json(rates, steered))
+
+
+COMMANDS = {"train": train, "evaluate": evaluate}
 
 
 def _measured(terminal: Terminal, lm: Any, count: int, steering: bool) -> tuple[list[Rate], list[Steerability]]:
@@ -133,6 +127,9 @@ def _as_json(rates: list[Rate], steered: list[Steerability]) -> dict[str, Any]:
 
 
 def _show(terminal: Terminal, rates: list[Rate], steered: list[Steerability]) -> None:
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for heading in ("behaviour", "share", "promised", "conversations", ""):
         table.add_column(heading, justify="right" if heading in ("share", "promised", "conversations") else "left")

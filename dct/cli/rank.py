@@ -1,21 +1,23 @@
 """`dct rank`: score every vector of a run, beside its baselines."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
 from dct.cli import options as o
+from dct.cli.costs import announce, as_estimate
+from dct.cli.declare import argument, choice, count, number, option, text
+from dct.cli.ranges import LARGE
 from dct.cli.tasks import chosen_task, run_task
-from dct.cli.terminal import Terminal, command, parse_scales, plain
+from dct.cli.terminal import Terminal, command, escape, plain
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.prompts import PromptSet, fingerprint
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.ranking import Effect, Ranking
@@ -24,40 +26,51 @@ if TYPE_CHECKING:
 
 @command
 def rank(
-    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
+    run: Annotated[Path | None, argument(help=o.RUN_HELP)] = None,
     model: o.RunModel = None,
+    adapter: o.RunAdapter = None,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
     prompts: o.Prompts = None,
     column: o.Column = None,
     harmless: o.Harmless = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Prompts of each set, beyond those of the fit.")] = 16,
-    by: Annotated[str, typer.Option(help="score, alpha or kl.")] = "score",
-    top: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 10,
-    scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the fitted R.")] = 1.0,
+    n: Annotated[int, count("--n", help="Prompts of each set, beyond those of the fit.")] = 16,
+    by: Annotated[str, choice("--by", "score", "alpha", "kl", help="score, alpha or kl.")] = "score",
+    top: Annotated[int, count("--top", help="Rows to show.")] = 10,
+    scale: o.Multiple = 1.0,
     scales: Annotated[
-        str, typer.Option(help="Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.")
+        str,
+        text(
+            "--scales",
+            check=o.parse_scales,
+            help="Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.",
+        ),
     ] = "1",
     max_damage: Annotated[
-        float | None, typer.Option(min=0.0, help="Damage (KL) above which a vector or scale comes behind all others.")
+        float | None,
+        number(
+            "--max-damage",
+            least=0.0,
+            most=LARGE,
+            help="Damage (KL) above which a vector or scale comes behind all others.",
+        ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked)."),
+        option(
+            "--task",
+            help="Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked).",
+        ),
     ] = None,
     match: o.Match = None,
     unlock: o.Unlock = None,
-    test: Annotated[
-        int, typer.Option(min=1, help="Of --task: at most so many questions are kept for reporting.")
-    ] = 100,
+    test: Annotated[int, count("--test", help="Of --task: at most so many questions are kept for reporting.")] = 100,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--max-new-tokens", min=1, help="Of --task: length of completions.", show_default="by the answers"
-        ),
+        count("--max-new-tokens", help="Of --task: length of completions.", show_default="by the answers"),
     ] = None,
     exhaustive: Annotated[
-        bool, typer.Option("--exhaustive", help="Of --task: ask every vector every question, without halving.")
+        bool, option("--exhaustive", help="Of --task: ask every vector every question, without halving.")
     ] = False,
     system: o.System = None,
     reply_prefix: o.ReplyPrefix = None,
@@ -79,9 +92,15 @@ def rank(
     chosen on the first --n questions, reported on those behind them.
     """
     terminal = Terminal(as_json, quiet)
-    multiples = parse_scales(scales)
+    multiples = o.parse_scales(scales)
     asked = chosen_task(task, match, unlock, column, prompts, by, max_damage)
-    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    loading = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "trust_remote_code": trust_remote_code,
+    }
     reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
     opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     mild = harmless_prompts(factors.info, harmless, n)
@@ -120,6 +139,8 @@ def run_rank(
     from dct.ranking import rank as rank_vectors
 
     scales = options.get("scales", (1.0,))
+    costs: list[Cost] = []
+    began = time.monotonic()
     done, total = 0, (2 * len(candidates(factors)[0]) + 1) * len(scales)
     with terminal.progress("ranking") as advance:
 
@@ -128,17 +149,26 @@ def run_rank(
             done += rows
             advance("" if done <= total // 2 else "random vectors", done, total)
 
-        ranking = rank_vectors(lm, factors, prompts.texts, harmless.texts, on_rows=on_rows, **options)
+        def tell(expected: "Cost") -> None:
+            nonlocal began
+            began = time.monotonic()
+            costs.append(expected)
+            what = f"{total} vectors, random ones included, on {len(prompts) + len(harmless)} prompts"
+            announce(terminal, expected, what)
+
+        ranking = rank_vectors(lm, factors, prompts.texts, harmless.texts, on_rows=on_rows, on_cost=tell, **options)
     content = {
         **asdict(ranking),
+        "estimate": as_estimate(costs[0]),
+        "seconds": round(time.monotonic() - began, 2),
         "by": options.get("by", "score"),
         "prompts_origin": prompts.origin,
         "prompts_hash": fingerprint(prompts.texts),
         "harmless_hash": fingerprint(harmless.texts),
     }
     content = run.save_ranking(content, factors)
-    for text in ranking.words.notes:
-        terminal.note(text)
+    for said in ranking.words.notes:
+        terminal.note(said)
     terminal.show(_table(ranking, top))
     best = ranking.vectors[0]
     gain = best.effect.score - ranking.unsteered.score
@@ -161,10 +191,15 @@ def run_rank(
     return content
 
 
-def _table(ranking: "Ranking", top: int) -> Table:
+def _table(ranking: "Ranking", top: int) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     w = ranking.words
     table = Table(
-        title=f"logit({w.shown_positive}) − logit({w.shown_negative}) after the prompt, R = {ranking.scale:.4g}",
+        title=escape(
+            f"logit({w.shown_positive}) − logit({w.shown_negative}) after the prompt, R = {ranking.scale:.4g}"
+        ),
         title_justify="left",
         header_style="bold",
         box=box.SIMPLE_HEAD,

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
+from dct.cli.terminal import escape
 from dct.errors import UsageError
 
 if TYPE_CHECKING:

@@ -1,27 +1,26 @@
 """`dct steer`: what a model says with a vector added, beside what it says without."""
 
-import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich import box
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from dct.cli import options as o
-from dct.cli.terminal import Terminal, command
+from dct.cli.costs import announce, as_estimate
+from dct.cli.declare import argument, choice, count, number, option
+from dct.cli.ranges import LARGE
+from dct.cli.terminal import Terminal, command, escape, shown
 from dct.cli.work import harmless_prompts, open_run, unseen_prompts
 from dct.errors import DctError, UsageError
+from dct.plainjson import dumps
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import Tensor
 
+    from dct.estimate import Cost
     from dct.factors import Factors
     from dct.generation import OnToken
     from dct.model import LanguageModel
@@ -34,36 +33,41 @@ HARMLESS = 16
 
 @command
 def steer(
-    run: Annotated[Path | None, typer.Argument(help=o.RUN_HELP, show_default=False)] = None,
-    vector: Annotated[
-        list[str] | None, typer.Option("--vector", "-v", help="A vector's number, -17 for its opposite; repeatable.")
-    ] = None,
-    rank: Annotated[
-        list[int] | None, typer.Option("--rank", help="A vector by its place in the ranking; repeatable.")
-    ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="The first so many of the ranking.")] = None,
-    aggregate: Annotated[str | None, typer.Option(help="Steer with their mean or svd instead.")] = None,
+    run: Annotated[Path | None, argument(help=o.RUN_HELP)] = None,
+    vector: o.Vector = None,
+    rank: o.Rank = None,
+    top: o.Top = None,
+    aggregate: o.Aggregate = None,
     prompt: o.Prompt = None,
     prompts: o.Prompts = None,
     column: o.Column = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Prompts, when none is given literally.")] = 3,
-    scale: Annotated[float, typer.Option(help="Multiplies R, or the scale that --rank brings along.")] = 1.0,
+    n: Annotated[int, count("--n", help="Prompts, when none is given literally.")] = 3,
+    scale: Annotated[
+        float,
+        number("--scale", least=-LARGE, most=LARGE, help="Multiplies R, or the scale that --rank brings along."),
+    ] = 1.0,
     positive: o.Positive = "Sure",
     negative: o.Negative = "Sorry",
     harmless: o.Harmless = None,
     system: o.System = None,
     reply_prefix: o.ReplyPrefix = None,
     escape_control: o.EscapeControl = None,
-    tokens: Annotated[str, typer.Option(help="Steer all tokens, only the prompt, or only those generated.")] = "all",
+    tokens: Annotated[
+        str,
+        choice(
+            "--tokens", "all", "prompt", "generated", help="Steer all tokens, only the prompt, or only those generated."
+        ),
+    ] = "all",
     max_new_tokens: o.MaxNew = 64,
     temperature: o.Temperature = 0.0,
     seed: o.Seed = 0,
     model: o.RunModel = None,
+    adapter: o.RunAdapter = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     memory: o.Memory = None,
     trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the completions to this JSONL file.")] = None,
+    out: Annotated[Path | None, option("--out", help="Also write the completions to this JSONL file.")] = None,
     force: o.Force = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -74,7 +78,13 @@ def steer(
     The vector R v is added at the source layer, at every token of the prompt and of the completion.
     """
     terminal = Terminal(as_json, quiet)
-    loading = {"dtype": dtype, "device": device, "memory": memory, "trust_remote_code": trust_remote_code}
+    loading = {
+        "adapter": adapter,
+        "dtype": dtype,
+        "device": device,
+        "memory": memory,
+        "trust_remote_code": trust_remote_code,
+    }
     reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
     opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
     picked = chosen_vectors(opened, vector, rank, top)
@@ -99,7 +109,7 @@ def steer(
     if out is not None:
         from dct.factors import write_whole
 
-        write_whole(out, "".join(json.dumps(c) + "\n" for c in content["completions"]).encode())
+        write_whole(out, "".join(dumps(c, strict=False) + "\n" for c in content["completions"]).encode())
         terminal.note(f"written to {out}")
     terminal.result(content)
 
@@ -182,8 +192,11 @@ def run_steer(
     R = float(each.mean())
     directions = torch.stack([chosen(factors, name) for name in names])
     scorer = Scorer(lm, compare(lm, *words, system), layer, prompts.texts, harmless.texts, system)
-    for text in scorer.words.notes:
-        terminal.note(text)
+    for said in scorer.words.notes:
+        terminal.note(said)
+    expected = _expected(lm, scorer, prompts, system, 1 + len(names), max_new_tokens, layer)
+    announce(terminal, expected, f"{len(prompts)} prompts, each completed {_times(1 + len(names))}")
+    began = time.monotonic()
     labels = [f"vector {name}" for name in names]
     if aggregate is not None:
         labels, directions = _aggregated(scorer, directions, aggregate, R, names)
@@ -218,6 +231,8 @@ def run_steer(
     return {
         "layer": layer,
         "scale": R,
+        "estimate": as_estimate(expected),
+        "seconds": round(time.monotonic() - began, 2),
         "effects": [
             {"vector": label.removeprefix("vector "), "score": e.score, "flipped": e.flipped, "kl": e.kl}
             for label, e in [
@@ -230,12 +245,45 @@ def run_steer(
     }
 
 
+def _expected(
+    lm: "LanguageModel",
+    scorer: "Scorer",
+    prompts: PromptSet,
+    system: str | None,
+    rows: int,
+    tokens: int,
+    layer: int,
+) -> "Cost":
+    """What scores and completions will take: every prompt is completed in so many rows."""
+    import torch
+
+    from dct.estimate import completions_seconds, cost
+    from dct.generation import complete, completion_bytes
+
+    ids = lm.encode(prompts.texts, system)
+    longest = max(ids, key=len)
+
+    def say(size: int, length: int) -> None:
+        complete(lm, [longest] * size, torch.zeros(size, lm.width), layer, max_new_tokens=length)
+
+    spent = completions_seconds(say, rows * len(prompts), rows, tokens, lm.device)
+    scored = scorer.expected(rows)
+    more = completion_bytes(lm, rows, len(longest) + tokens)
+    return cost(spent + scored.seconds, max(more, scored.more_memory), lm.device, lm.memory)
+
+
+def _times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
+
+
 @contextmanager
 def _growing(terminal: Terminal, prompt: str, names: list[str]) -> "Iterator[OnToken | None]":
     """A table that grows with the completions on a terminal, and makes room for the finished one."""
-    if terminal.quiet or not terminal.console.is_terminal:
+    if not terminal.live:
         yield None
         return
+    from rich.live import Live
+
     rows = [""] * len(names)
     with Live(console=terminal.console, auto_refresh=False, transient=True) as live:
 
@@ -258,12 +306,14 @@ def _aggregated(
     return [f"{how} of {len(names)} vectors"], found[best : best + 1]
 
 
-def effect_table(scorer: "Scorer", effects: list[tuple[str, "Effect"]]) -> Table:
+def effect_table(scorer: "Scorer", effects: list[tuple[str, "Effect"]]) -> "Table":
     """Effect and damage of each, the unsteered model first."""
+    from rich.table import Table
+
     w = scorer.words
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    for heading in (f"{w.shown_positive} − {w.shown_negative}", "flipped", "damage (KL)"):
+    for heading in (f"{escape(w.shown_positive)} − {escape(w.shown_negative)}", "flipped", "damage (KL)"):
         table.add_column(heading, justify="right")
     for name, effect in [("unsteered", scorer.unsteered), *effects]:
         kl = "–" if effect.kl is None else f"{effect.kl:.3f}"
@@ -271,22 +321,25 @@ def effect_table(scorer: "Scorer", effects: list[tuple[str, "Effect"]]) -> Table
     return table
 
 
-def completions_table(prompt: str, names: list[str], texts: list[str]) -> Table:
+def completions_table(prompt: str, names: list[str], texts: list[str]) -> "Table":
     """Completions of a prompt, the untouched model's first: side by side, or one below the other if they are many."""
     table = _frame(prompt)
     if len(names) <= 3:
         for k, name in enumerate(names):
             table.add_column(name, ratio=1, style="dim" if k == 0 else "", overflow="fold")
-        table.add_row(*(Text(text) for text in texts))
+        table.add_row(*(shown(text) for text in texts))
         return table
     table.add_column("", no_wrap=True)
     table.add_column("completion", ratio=1, overflow="fold")
     for k, (name, text) in enumerate(zip(names, texts, strict=True)):
-        table.add_row(name, Text(text), style="dim" if k == 0 else "")
+        table.add_row(name, shown(text), style="dim" if k == 0 else "")
     return table
 
 
-def _frame(prompt: str) -> Table:
+def _frame(prompt: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     return Table(
         title=f"[bold]{escape(prompt)}[/bold]",
         title_justify="left",

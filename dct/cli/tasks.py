@@ -1,17 +1,18 @@
 """`dct rank --task`: vectors by the questions that they make a model answer."""
 
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from dct.cli.terminal import Terminal, plain
+from dct.cli.costs import announce, as_estimate
+from dct.cli.terminal import Terminal, escape, plain
 from dct.errors import UsageError
 from dct.prompts import PromptSet, default_origin, fingerprint
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.runs import Run
@@ -86,12 +87,30 @@ def run_task(
 
     unseen = task.without(factors.info.get("prompts") or ())
     chosen, reported = unseen.split(validation, test)
+    costs: list[Cost] = []
+    began = time.monotonic()
     with terminal.progress("asking", unit="completions") as advance:
+
+        def tell(expected: "Cost") -> None:
+            nonlocal began
+            began = time.monotonic()
+            costs.append(expected)
+            announce(terminal, expected, f"asking {len(chosen)} and {len(reported)} questions")
+
         ranking = rank_by_task(
-            lm, factors, chosen, reported, harmless.texts, on_rows=lambda n, of: advance("", n, of), **options
+            lm,
+            factors,
+            chosen,
+            reported,
+            harmless.texts,
+            on_rows=lambda n, of: advance("", n, of),
+            on_cost=tell,
+            **options,
         )
     content = {
         **asdict(ranking),
+        "estimate": as_estimate(costs[0]),
+        "seconds": round(time.monotonic() - began, 2),
         "recovered": ranking.recovered,
         "by": "task",
         "validation_hash": fingerprint([q.prompt for q in chosen.questions]),
@@ -121,7 +140,10 @@ def run_task(
     return content
 
 
-def _table(ranking: "TaskRanking", top: int) -> Table:
+def _table(ranking: "TaskRanking", top: int) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     table = Table(
         title=f"right answers to {escape(ranking.task)}, R = {ranking.scale:.4g}",
         title_justify="left",

@@ -1,118 +1,134 @@
 """What the user sees: notes, progress, tables, results, errors. The one place that prints."""
 
 import functools
-import json
-import math
-import os
+import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
-import typer
-from rich.console import Console, RenderableType
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from rich.text import Text
+from dct.cli.characters import encodable, one_line, visible
+from dct.cli.streams import NOWHERE, discard, fail, say, write_json
+from dct.errors import DctError
 
-from dct.errors import DctError, UsageError
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
 
 P = ParamSpec("P")
 
 BARS = "▁▂▃▄▅▆▇█"
 
+TAG = re.compile(r"(\\*)(\[[a-z#/@][^[]*?])|(\\*)\[")
+"""What Rich's markup takes for a tag, or else an opening bracket, with the backslashes in front of it."""
+
 
 class Terminal:
-    """Output of one command.
+    """Output of one command. Nothing acts on the terminal but Rich's own styles: see `console`.
 
     Args:
         as_json: the result goes to stdout as JSON and everything else to stderr.
         quiet: nothing but the result of --json, and errors.
+
+    Raises:
+        DctError: the result is to go to stdout, which is closed.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        from dct.cli.console import SafeConsole
+
+        if as_json and sys.stdout is None:  # better said before the work than after it
+            raise DctError(NOWHERE)
         self.as_json, self.quiet = as_json, quiet
-        self.console = Console(stderr=as_json, quiet=quiet, highlight=False, emoji=False)
+        self.console = SafeConsole(stderr=as_json, quiet=quiet)
+
+    @property
+    def live(self) -> bool:
+        """Whether there is a screen on which things can move."""
+        return self.console.is_terminal and not self.quiet
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
-        self.console.print(f"[dim]{escape(text)}[/dim]", soft_wrap=not self.console.is_terminal)
+        self._line("", text, "dim")
 
     def warn(self, text: str) -> None:
         """Something that may make the result worthless."""
-        self.console.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=not self.console.is_terminal)
+        self._line("warning: ", text, "")
 
-    def show(self, what: RenderableType) -> None:
+    def _line(self, label: str, text: str, style: str) -> None:
+        from rich.text import Text
+
+        line = Text.assemble((label, "yellow"), (self.console.fit(one_line(text)), style))
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
+
+    def show(self, what: "RenderableType") -> None:
         self.console.print(what)
 
     def summary(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """The last lines of a command: what was found, where it lies, what to do next (Rich markup allowed)."""
+        """The last lines of a command: what was found, where it lies, what to do next (Rich markup in the rows)."""
+        from rich.table import Table
+
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
             table.add_row(name, value)
         self.console.print()
-        self.console.print(f"[green]✓[/green] [bold]{title}[/bold]")
+        self.console.print(f"[green]✓[/green] [bold]{escape(one_line(title))}[/bold]")
         self.console.print(table)
 
     def result(self, content: Any) -> None:
-        """The machine-readable result; printed under --json only."""
+        """The machine-readable result; printed under --json only.
+
+        Raises:
+            DctError: stdout is full or closed.
+        """
         if self.as_json:
-            sys.stdout.write(json.dumps(content, indent=1) + "\n")
-            sys.stdout.flush()
+            write_json(content, indent=1)
 
     @contextmanager
     def progress(self, what: str, unit: str = "vectors") -> Iterator[Callable[[str, int, int], None]]:
         """A bar with stage, rate and time left; yields a function of (stage, done, total)."""
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            _Rate(unit),
-            TimeElapsedColumn(),
-            TextColumn("[dim]left[/dim]"),
-            TimeRemainingColumn(compact=True),
-        )
-        off = self.quiet or not self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=off) as bar:
-            task = bar.add_task(what, total=1)
+        if not self.live:
+            yield lambda stage, done, total: None
+            return
+        from dct.cli.progress import bar
 
-            def advance(stage: str, done: int, total: int) -> None:
-                bar.update(task, description=f"{what}: {stage}" if stage else what, completed=done, total=max(total, 1))
-
+        with bar(self.console, what, unit, self._spinner) as advance:
             yield advance
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
         """A spinner for work of unknown length."""
-        if self.quiet or not self.console.is_terminal:
+        if not self.live:
             yield
             return
-        with self.console.status(escape(what)):
+        with self.console.status(escape(self.console.fit(one_line(what))), spinner=self._spinner):
             yield
 
+    @property
+    def _spinner(self) -> str:
+        return "dots" if self.console.encoding.startswith("utf") else "line"
 
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
 
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.3g} {self.unit}/s" if speed else "", style="dim")
+def escape(text: str) -> str:
+    """Any text, ready to stand in Rich markup: shown as it is, with what would act on the terminal written out."""
+    text = TAG.sub(_escaped, visible(text))
+    bare = text.rstrip("\\")
+    # A tag may follow, which backslashes before it would escape: they are doubled, before a tag of no effect.
+    return text if bare == text else f"{text}{text[len(bare) :]}[none][/none]"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    backslashes, tag, others = found.groups()
+    return f"{others}\\[" if tag is None else f"{backslashes}{backslashes}\\{tag}"
+
+
+def shown(text: str) -> "Text":
+    """Any text as Rich shows it, without markup: a prompt, a completion."""
+    from rich.text import Text
+
+    return Text(encodable(visible(text), getattr(sys.stdout, "encoding", None)))
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -137,74 +153,61 @@ def plain(value: float) -> str:
 def command(function: Callable[P, None]) -> Callable[P, None]:
     """Turns errors into one line on stderr and an exit code: 1, 2 for wrong usage, 130 when interrupted.
 
-    The traceback is shown with --debug. Under --json the error is also printed on stdout as JSON.
+    The traceback is shown with --debug. Under --json the error is also printed on stdout as JSON. Other libraries are
+    kept quiet from here on.
     """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from dct.cli.quiet import hush_libraries
+
+        as_json, debug = bool(kwargs.get("as_json")), bool(kwargs.get("debug"))
         try:
+            hush_libraries()
             function(*args, **kwargs)
-        except (typer.Exit, typer.Abort):
-            raise
         except BrokenPipeError:
-            # The reader has gone (`dct rank | head`); stdout must not be flushed into it again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
+            discard(sys.stdout)
+            if as_json:
+                _fail("the result was not read: whatever read stdout has gone", 1, False, debug)
+            sys.exit(1)  # `dct rank | head` is no mistake
         except KeyboardInterrupt:
-            _fail("interrupted", 130, kwargs)
+            _fail("interrupted", 130, as_json, debug)
         except DctError as error:
-            _fail(str(error), error.exit_code, kwargs)
+            _fail(str(error), error.exit_code, as_json, debug)
         except Exception as error:
-            _fail(_explain(error), 1, kwargs)
+            _fail(_explain(error), 1, as_json, debug)
 
     return run
 
 
 def _explain(error: Exception) -> str:
+    """What to say of an error that nobody foresaw: by its kind where that tells, and as such where it does not."""
     from dct.batching import out_of_memory
 
+    first = next(iter(str(error).strip().splitlines()), "")
     if out_of_memory(error):
         return "out of memory: use a smaller model, --dtype bfloat16, fewer prompts (--n) or another --device"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"the Python package {error.name} is missing: pip install {error.name.partition('.')[0]}"
+    if isinstance(error, ImportError):
+        return f"a Python package does not go with the others ({first}): install dct in an environment of its own"
+    if isinstance(error, UnicodeError):
+        return f"text that is not Unicode ({first}): save files as UTF-8, and set PYTHONUTF8=1 for what is typed"
+    if isinstance(error, RecursionError):
+        return "something is nested too deeply: look at the JSON files and the chat template that were given"
+    if isinstance(error, OverflowError):
+        return f"a number is too large ({first}): lower it"
+    library = type(error).__module__.partition(".")[0]
+    if library in ("huggingface_hub", "httpx", "requests", "safetensors", "tokenizers", "jinja2"):
+        return f"{library} says: {first or type(error).__name__} (--debug shows where)"
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-    first = str(error).strip().splitlines()
-    return f"unexpected {type(error).__name__}: {first[0] if first else ''} (--debug shows where; please report it)"
+        return f"{error.strerror or first}{f': {error.filename}' if error.filename else ''}"
+    return f"unexpected {type(error).__name__}: {first} (--debug shows where; please report it)"
 
 
-def _fail(message: str, code: int, options: Any) -> None:
-    if options.get("debug"):
-        traceback.print_exc()
-    if options.get("as_json"):
-        sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
-        sys.stdout.flush()
-    try:
-        fail(message, code)
-    except SystemExit as end:
-        raise typer.Exit(code) from end
+def _fail(message: str, code: int, as_json: bool, debug: bool) -> NoReturn:
+    if debug:
+        import traceback
 
-
-def fail(message: str, code: int) -> NoReturn:
-    """Says what went wrong in one line on stderr and ends the program."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    console.print(f"[red]error:[/red] {escape(' '.join(message.split()))}")
-    sys.exit(code)
-
-
-def parse_positions(text: str | None) -> Any:
-    """`--positions`: a number or `all`; nothing, where it was left out."""
-    if text is None or text == "all":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--positions must be a number or `all`, from 1 on: got {text!r}")
-    return int(text)
-
-
-def parse_scales(text: str) -> tuple[float, ...]:
-    """`--scales`: multiples of R, with commas between."""
-    try:
-        scales = tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        scales = ()
-    if not scales or not all(0 < s < math.inf for s in scales):
-        raise UsageError(f"--scales are positive multiples of R with commas between, such as 0.5,1,2,4: got {text!r}")
-    return scales
+        say(visible(traceback.format_exc()).rstrip("\n"))
+    fail(message, code, as_json)

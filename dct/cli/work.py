@@ -1,8 +1,6 @@
 """Steps that several commands take: loading a model or a run, choosing prompts."""
 
-import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +15,6 @@ if TYPE_CHECKING:
     from dct.runs import Run
 
 
-def hush_libraries() -> None:
-    """Transformers and the hub's library tell of every bar, change and retry; what matters is said in one error."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
 def load_model(
     terminal: Terminal,
     name: str,
@@ -39,7 +23,7 @@ def load_model(
     escape_control: bool | None = None,
     **options: Any,
 ) -> "LanguageModel":
-    """Loads a model, with a spinner, and without the loading libraries' own chatter; what there is to know of how it
+    """Loads a model, with a spinner; what there is to know of how it
     reads prompts is noted when they are read.
 
     Raises:
@@ -49,24 +33,37 @@ def load_model(
     from dct.memory import parse_bytes
 
     limit = parse_bytes(memory)
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    local = name == DEMO or Path(name).is_dir()
-    if not local:
+    if name != DEMO and not Path(name).is_dir():
         terminal.note(f"loading {name}")
-    # What the hub's library downloads has bars of its own, which a spinner would tear apart.
-    with terminal.busy(f"loading {name}") if local else nullcontext():
-        hush_libraries()
+    with terminal.busy(f"loading {name}"):
         from dct.loading import load
 
         lm = load(name, tell=terminal.warn, memory=limit, **options)
     lm.reply_prefix, lm.escape_control, lm.tell = reply_prefix, bool(escape_control), terminal.note
     held = f", layers {lm.resident.start} to {lm.resident.stop} loaded" if lm.resident is not None else ""
     terminal.note(
-        f"{name}: {lm.model.config.model_type}, {lm.depth} blocks of width {lm.width}, "
+        f"{name}: {lm.model.config.model_type}{_unusual(lm)}, {lm.depth} blocks of width {lm.width}, "
         f"{str(lm.dtype).removeprefix('torch.')} on {lm.device}, "
         f"{'chat template' if lm.has_chat_template else 'plain text (no chat template)'}{held}"
     )
     return lm
+
+
+def _unusual(lm: "LanguageModel") -> str:
+    """What a model comes from and brings, where that is not a folder of plain weights that reads text."""
+    checkpoint = lm.checkpoint
+    if checkpoint is None:
+        return ""
+    words = []
+    if checkpoint.header is not None:
+        words.append(f"unpacked from GGUF ({checkpoint.header.quantization})")
+    if checkpoint.quantised:
+        words.append("quantised weights: they can be steered, not edited")
+    if lm.adapter is not None:
+        words.append("adapter merged")
+    if not checkpoint.text_alone:
+        words.append("text of a model with other towers")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def open_run(
@@ -93,6 +90,9 @@ def open_run(
     options = {"layers": info.get("layers") or "", **options}
     for how in ("reply_prefix", "escape_control"):  # prompts are read as the fit read them, unless told otherwise
         options[how] = info.get(how) if options.get(how) is None else options[how]
+    loading = info.get("loading")
+    if options.get("adapter") is None and model is None and isinstance(loading, dict):
+        options["adapter"] = loading.get("adapter")
     lm = load_model(terminal, str(name), **options)
     keep_prompts(lm, info)
     if factors.V.shape[1] != lm.width:
@@ -185,7 +185,7 @@ def provenance(lm: "LanguageModel", prompts: PromptSet) -> dict[str, Any]:
     from dct.version import __version__
 
     return {
-        "model": _portable(lm.name),
+        "model": portable(lm.name),
         "blocks": lm.depth,
         "width": lm.width,
         "dtype": str(lm.dtype).removeprefix("torch."),
@@ -193,7 +193,7 @@ def provenance(lm: "LanguageModel", prompts: PromptSet) -> dict[str, Any]:
         "reply_prefix": lm.reply_prefix,
         "escape_control": lm.escape_control,
         "prompts_hash": fingerprint(prompts.texts),
-        "prompts_origin": _portable(prompts.origin),
+        "prompts_origin": portable(prompts.origin),
         "versions": {
             "dct": __version__,
             "torch": torch.__version__,
@@ -203,7 +203,7 @@ def provenance(lm: "LanguageModel", prompts: PromptSet) -> dict[str, Any]:
     }
 
 
-def _portable(name: str) -> str:
+def portable(name: str) -> str:
     """A local path made absolute, so that a run can be used from another working folder; anything else unchanged."""
     known = not name or name in ALIASES or name == DEMO
     return str(Path(name).resolve()) if not known and Path(name).exists() else name

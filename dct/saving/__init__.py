@@ -114,6 +114,11 @@ def save(
     folder = Path(folder).expanduser()
     check(folder, dtype, form)
     lm.require(range(lm.depth), ends=True)
+    if form == "adapter" and lm.adapter is not None:
+        raise DctError(
+            f"{lm.name} is a model with an adapter merged into it, and a second one would be read without the first: "
+            "save all weights (--save-as model)"
+        )
     _check_in_weights(lm, done)
     edits = done.edits if done is not None else {}
     origin = Origin.of(lm)

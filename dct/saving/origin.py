@@ -30,11 +30,12 @@ class Origin:
         Raises:
             DctError: its weights are damaged, or gone from the hub's cache.
         """
-        if lm.checkpoint is None:
+        if lm.checkpoint is None or lm.checkpoint.kind == "gguf":
             return cls()
-        folder = Path(lm.checkpoint.where).expanduser()
-        if not folder.exists():
+        if lm.checkpoint.kind == "hub":
             folder = _from_hub(lm.checkpoint.where, compat.commit_of(lm.model))
+        else:
+            folder = Path(lm.checkpoint.where).expanduser()
         if not folder.is_dir():
             return cls()
         return cls(folder, Weights.find(folder) if lm.checkpoint.divisible else None)

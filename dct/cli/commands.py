@@ -1,0 +1,35 @@
+"""The commands by name, and the page that lists them: all that `dct --help` needs to know, and no module of theirs."""
+
+from dct.cli.pages import page
+
+ABOUT = "Find, rank, steer and ablate the hidden behaviours of a language model, without labels."
+EPILOG = "Begin with `dct demo`, or with `dct fit --model qwen --s 10 --t 20`."
+
+COMMANDS = {
+    "fit": "Fit a deep causal transcoder: find steering vectors V and what they cause, U.",
+    "calibrate": "Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole "
+    "curve.",
+    "rank": 'Rank the vectors of a run by how far each moves "Sure" above "Sorry", with the damage each does.',
+    "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
+    "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",
+    "bench": "Measure what the vectors of each fit elicit: six experiments, as tables and figures.",
+    "demo": "Fit, rank, steer and ablate on the model that ships with the package: start to finish in under a minute.",
+    "models": "List the aliases, or say what a model looks like: blocks, width, where its block list is. Loads no "
+    "weights.",
+    "organism": "Make the demo model again, or measure it.",
+}
+"""Name of each command -> the first sentence of its help. A command lives in the module `dct.cli.<name>`, in which it
+has its own name (a group is called `app`)."""
+
+OPTIONS = {
+    "--version": "Print the version.",
+    "--install-completion": "Install completion for the current shell.",
+    "--show-completion": "Show completion for the current shell, to copy it or customize the installation.",
+    "-h, --help": "Show this message and exit.",
+}
+
+
+def overview() -> str:
+    """The page of `dct --help`."""
+    panels = [("Options", list(OPTIONS.items())), ("Commands", list(COMMANDS.items()))]
+    return page("dct [OPTIONS] COMMAND [ARGS]...", ABOUT, panels, EPILOG)
