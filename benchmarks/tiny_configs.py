@@ -139,7 +139,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "deepseek_v3": _LATENT,
     "deepseek_v32": _LATENT,
     "dots1": _SLIDING,
-    "dots3_note_text": _LATENT,
+    "dots3_note_text": _LATENT
+    | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16, "swa_kv_lora_rank": 16}
+    | {"swa_head_dim": 12, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8, "shared_experts_intermediate_size": 24},
     "falcon_h1": {
         "mamba_d_ssm": 64,
         "mlp_multipliers": [0.7, 0.6],
@@ -224,8 +226,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "mlp_bias": False,
     },
     "dots3_note_audio_encoder": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH},
-    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [24, 24], "moe_num_experts": 4},
-    "glm5_next_text": _LATENT | {"index_topk": 4, "index_kpool": 2},
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [24, 24], "moe_num_experts": 4}
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 1]], "spatial_target_layers": [2]},
+    "molmo2_vision": {"image_size": [32, 32]},
+    "muse_spark_audio": {"num_hidden_layers": 4, "hidden_sizes": [WIDTH] * 4, "depths": [1] * 4},
+    "radio": {"video_temporal_patch_size": 2},
+    "glm5_next_text": _LATENT | {"index_topk": 4, "index_kpool": 2, "qk_rope_head_dim": 0},
+    "blip_2_qformer": {"cross_attention_frequency": 2},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     "hy_v4_vl_text": _LATENT | {"qk_rope_head_dim": 8} | _SECTIONS,
     "mistral_large4_text": _LATENT,
     "emu3": {
@@ -283,10 +292,9 @@ def _tiny(kind: type[PreTrainedConfig], rules: list[tuple[str, Any]], changes: d
         elif name.endswith("_multiplier") and isinstance(value, float) and value == 1.0:
             taken[name] = 0.7
     kinds = [k for k in dict.fromkeys(getattr(default, "layer_types", None) or []) if k]
-    if "layer_types" in fields(kind) and kinds:
-        depth = taken.get("num_hidden_layers", DEPTH)
-        taken["layer_types"] = [kinds[k % len(kinds)] for k in range(depth)]
     special = SPECIAL.get(kind.model_type, {}) | changes
+    if "layer_types" in fields(kind) and kinds:
+        taken["layer_types"] = _in_turn(*kinds, depth=(taken | special).get("num_hidden_layers", DEPTH))
     for name, part in parts.items():
         given = getattr(default, name, None)
         own = special.pop(name, {})
