@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import transformers
-from checks import STEPS, Subject
-from tiny_configs import tiny_model, tiny_tokenizer
+from referee.checks import STEPS
+from referee.configs import tiny_model, tiny_tokenizer
+from referee.subject import Subject
 
 FAMILIES = {
     "bamba": "BambaForCausalLM",  # state-space and attention layers
