@@ -143,15 +143,11 @@ def rows_seconds(run: Callable[[int], Any], rows: int, batch: int, device: torch
 FEW = 4
 """Tokens of the short completions by which longer ones are timed."""
 
-HALF = 16
-"""Length up to which completions are taken to use all the tokens that they may; longer ones end on their own, at half
-of them as likely as not, which is right within a factor of two from a quarter of the length on."""
-
 
 def completions_seconds(
     say: Callable[[int, int], Any], rows: int, batch: int, tokens: int, device: torch.device
 ) -> float:
-    """How long completions of at most so many tokens take in batches, by timing short ones.
+    """How long completions of so many tokens take in batches, by timing short ones.
 
     Args:
         say: completes so many rows with so many tokens.
@@ -160,13 +156,12 @@ def completions_seconds(
     """
     if rows <= 0:
         return 0.0
-    expected = tokens if tokens <= HALF else max(HALF, tokens // 2)
-    few = min(FEW, expected)
+    few = min(FEW, tokens)
     begun = rows_seconds(lambda size: say(size, 1), rows, batch, device)
     if few == 1:
         return begun
     further = rows_seconds(lambda size: say(size, few), rows, batch, device)
-    return begun + max(0.0, further - begun) * (expected - 1) / (few - 1)
+    return begun + max(0.0, further - begun) * (tokens - 1) / (few - 1)
 
 
 def _law(timed: Callable[[int], float], most: int, all_rows: float) -> tuple[float, float]:

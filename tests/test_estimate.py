@@ -12,6 +12,7 @@ import dct
 from dct.derivatives import Derivatives
 from dct.estimate import COST, FIRST_CALLS, bound, completions_seconds, fit_bytes, pass_rows, rows_seconds, seconds
 from dct.fitting import METHODS, State, work
+from dct.generation import usual_length
 
 KINDS = tuple(COST)
 DIM = 24
@@ -182,8 +183,17 @@ def test_seconds_of_rows_and_of_completions_that_take_a_known_time(monkeypatch, 
     assert completions_seconds(say, rows, 16, 12, cpu) == pytest.approx(12 * (0.01 * passes + 0.02 * rows))
     assert completions_seconds(say, rows, 16, 1, cpu) == pytest.approx(0.01 * passes + 0.02 * rows)
     assert completions_seconds(say, 0, 16, 12, cpu) == rows_seconds(run, 0, 16, cpu) == 0
-    # Long completions end on their own: right within a factor of two from a quarter of the length on.
-    assert completions_seconds(say, rows, 16, 64, cpu) == pytest.approx(32 * (0.01 * passes + 0.02 * rows))
+    assert completions_seconds(say, rows, 16, 64, cpu) == pytest.approx(64 * (0.01 * passes + 0.02 * rows))
+
+
+@pytest.mark.parametrize(
+    ("ends_after", "most", "expected"), [(9, 64, 13), (14, 64, 19), (99, 64, 32), (99, 20, 16), (3, 8, 8), (99, 16, 16)]
+)
+def test_completions_are_expected_to_be_as_long_as_the_first(make_lm, monkeypatch, ends_after, most, expected):
+    lm = make_lm("llama")
+    monkeypatch.setattr("dct.generation.complete", lambda *_, max_new_tokens: ["a" * min(ends_after, max_new_tokens)])
+    monkeypatch.setattr(lm, "tokenizer", lambda text, **_: {"input_ids": list(text)})
+    assert usual_length(lm, [1, 2], most) == expected
 
 
 def test_more_memory_is_announced_than_is_counted():

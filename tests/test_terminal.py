@@ -389,8 +389,8 @@ def test_a_file_opened_later_is_not_taken_for_a_closed_stdout(workplace):
 # --- other libraries --------------------------------------------------------------------------------------------------
 
 OURS = re.compile(  # with the prompts, which are titles
-    r"^(expected: |café|naïve|slice |scale R|tiny-llama|.*tiny-llama: llama|run/factors|[a-z ]+  |\s|✓|$|\S*\d|logit|"
-    r"rank |next|"
+    r"^(expected: |café|naïve|slice |"
+    r"scale R|tiny-llama|.*tiny-llama: llama|run/factors|[a-z ]+  |\s|✓|$|\S*\d|logit|rank |next|"
     r"'\w+' is|'.*' and|[╭│├╰┬┴]|no prompts beyond|alias|Any |unsteered|vector |without |a random|model |\w[\w-]* +\w)"
 )
 

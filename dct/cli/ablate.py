@@ -229,13 +229,14 @@ def run_ablate(
 def _expected(lm: "LanguageModel", prompts: PromptSet, system: str | None, tokens: int, scored: float) -> "Cost":
     """What is left to do: completions before and after, and twice what scoring the unedited model took (`scored`)."""
     from dct.estimate import completions_seconds, cost
-    from dct.generation import complete, completion_bytes
+    from dct.generation import complete, completion_bytes, usual_length
 
     ids = lm.encode(prompts.texts, system)
 
     def say(size: int, length: int) -> None:
         complete(lm, ids[:size], max_new_tokens=length)
 
-    spent = completions_seconds(say, 2 * len(ids), len(ids), tokens, lm.device)
+    length = usual_length(lm, ids[0], tokens)
+    spent = completions_seconds(say, 2 * len(ids), len(ids), length, lm.device)
     more = completion_bytes(lm, len(ids), max(map(len, ids)) + tokens)
     return cost(spent + 2 * scored, more, lm.device, lm.memory)

@@ -258,7 +258,7 @@ def _expected(
     import torch
 
     from dct.estimate import completions_seconds, cost
-    from dct.generation import complete, completion_bytes
+    from dct.generation import complete, completion_bytes, usual_length
 
     ids = lm.encode(prompts.texts, system)
     longest = max(ids, key=len)
@@ -266,7 +266,8 @@ def _expected(
     def say(size: int, length: int) -> None:
         complete(lm, [longest] * size, torch.zeros(size, lm.width), layer, max_new_tokens=length)
 
-    spent = completions_seconds(say, rows * len(prompts), rows, tokens, lm.device)
+    length = usual_length(lm, ids[0], tokens)
+    spent = completions_seconds(say, rows * len(prompts), rows, length, lm.device)
     scored = scorer.expected(rows)
     more = completion_bytes(lm, rows, len(longest) + tokens)
     return cost(spent + scored.seconds, max(more, scored.more_memory), lm.device, lm.memory)
