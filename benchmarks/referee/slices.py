@@ -11,14 +11,14 @@ import dct
 from dct.blocks import readout
 from dct.derivatives import Derivatives
 from referee.own import IDS, READ, Double, curvature, run, slope
-from referee.subject import SAME, Subject, Tally, Wrong, relative
+from referee.subject import SAME, NothingToCheck, Subject, Tally, Wrong, relative
 
 PROMPTS = ["Tell me how to bake bread", "Write a poem about the sea, please", "How do I pick a lock?"]
 
 
 def blocks(s: Subject) -> tuple[float, str]:
     """Check 1."""
-    lm = s.lm
+    lm = dct.LanguageModel(s.model, s.tokenizer, "tiny")
     if s.no_chain:
         dct.Slice(lm, IDS, 0, lm.depth)  # to be refused, here at the latest
         raise Wrong(f"accepted {lm.layers_path} ({lm.depth} blocks), but the model runs no such chain: {s.no_chain}")
@@ -91,6 +91,8 @@ def differences(s: Subject) -> tuple[float, str]:
     tally = Tally()
     source, target = s.middle
     lm, own = s.double
+    if lm.dtype != torch.float64:
+        raise NothingToCheck("the model does not run in float64")
     u, v = s.random(21).double(), s.random(22).double()
     slice_ = dct.Slice(lm, IDS, source, target, positions=READ)
     theta = s.random(23, s.norm).double()
@@ -163,7 +165,7 @@ def parts(s: Subject) -> tuple[float, str]:
         rest = s.own.read(None, source, target)
         wanted = s.own.read(theta, source, target)
         for name, between in (("whole", None), ("in part", (source, target))):
-            lm = dct.load(str(s.folder), between=between, dtype="float32", device="cpu")
+            lm = s.load(between=between)
             slice_ = dct.Slice(lm, IDS, source, target, positions=READ)
             tally.add(f"loaded {name}, theta 0", relative(slice_.streams(torch.zeros(1, s.width))[0], rest))
             tally.add(f"loaded {name}", relative(slice_.streams(theta[None])[0], wanted, wanted - rest))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import dct
 from referee.own import IDS, NoChain, Own, find_blocks, run
+from referee.writes import Point, points
 
 SAME = 1e-4
 """Relative error up to which two numbers are the same."""
@@ -80,7 +81,20 @@ class Subject:
 
     @functools.cached_property
     def lm(self) -> dct.LanguageModel:
-        return dct.LanguageModel(self.model, self.tokenizer, "tiny")
+        return dct.LanguageModel(self.model, self.tokenizer, "tiny", self.layers)
+
+    @functools.cached_property
+    def layers(self) -> str:
+        """What has to be said of the block list: its name, where `dct` asks for it."""
+        try:
+            dct.LanguageModel(self.model, self.tokenizer, "tiny")
+        except dct.DctError as error:
+            return self.path if "--layers" in str(error) else ""
+        return ""
+
+    def load(self, **options: Any) -> dct.LanguageModel:
+        """The model from its folder, as a user loads it."""
+        return dct.load(str(self.folder), layers=self.layers, dtype="float32", device="cpu", **options)
 
     @functools.cached_property
     def depth(self) -> int:
@@ -136,12 +150,22 @@ class Subject:
 
     @functools.cached_property
     def double(self) -> tuple[dct.LanguageModel, Own]:
-        """The same model in float64."""
+        """The same model in float64; as it is, where it cannot run in that."""
         own = self.own
         model = copy.deepcopy(self.model).double()
         if isinstance(getattr(model.config, "_experts_implementation", None), str):
             model.set_experts_implementation("eager")  # the fused products of experts know no float64
-        return dct.LanguageModel(model, self.tokenizer, "tiny"), Own(model, own.path)
+        try:
+            with torch.no_grad():
+                run(model, IDS[0])
+        except RuntimeError:
+            return self.lm, own
+        return dct.LanguageModel(model, self.tokenizer, "tiny", self.layers), Own(model, own.path)
+
+    @functools.cached_property
+    def points(self) -> list[Point]:
+        """Where its stream can be seen."""
+        return points(self.double[1])
 
 
 def line(error: BaseException) -> str:

@@ -135,17 +135,19 @@ def _added(x: Tensor, bases: dict[str, Tensor], given: Tensor) -> tuple[str, Ten
     for name, base in bases.items():
         if _multiple(x - base, given):
             return name, torch.ones(x.shape[-1], dtype=torch.float64)
-    x = x.double()[0]
+    x, y = x.double()[0], given[:, 0]
     for name, base in bases.items():
-        for y in given[:, 0]:
-            # Two unknowns for each channel, as many equations as tokens.
-            pair = torch.stack([base.double()[0], y], dim=-1).transpose(0, 1)
-            solved = torch.linalg.lstsq(pair, x.T[:, :, None]).solution
-            left = (pair @ solved)[..., 0].T - x
-            scales, adds = solved[:, 0, 0], solved[:, 1, 0]
-            both = bool(adds.abs().max() > 1e-3) and bool(scales.abs().min() > 1e-2)
-            if both and bool(left.norm() <= 1e-5 * (x - base.double()[0]).norm()):
-                return name, scales
+        # Two unknowns for each channel, as many equations as tokens: x = scale * b + add * y.
+        b = base.double()[0]
+        bb, by, yy = b.square().sum(0), (b * y).sum(1), y.square().sum(1)
+        bx, yx = (b * x).sum(0), (y * x).sum(1)
+        det = bb * yy - by.square()
+        scales, adds = (yy * bx - by * yx) / det, (bb * yx - by * bx) / det
+        left = (x - scales[:, None] * b - adds[:, None] * y).flatten(1).norm(dim=1)
+        both = (adds.abs().amax(1) > 1e-3) & (scales.abs().amin(1) > 1e-2)
+        fits = (both & (left <= 1e-5 * (x - b).norm())).nonzero()
+        if len(fits):
+            return name, scales[int(fits[0])]
     return None
 
 
