@@ -86,7 +86,7 @@ RULES: list[tuple[str, Any]] = [
 VISION = [
     (r"image_size|img_size|max_image_size", 32),
     (r"patch_size", 8),
-    (r"num_hidden_layers|depth|num_layers|n_layers|layers", 2),
+    (r"num_hidden_layers|depth|num_layers|n_layers|layers|num_blocks|encoder_layers", 2),
     (r"out_hidden_size|output_dim|projection_dim|text_hidden_size", WIDTH),
     (r"num_position_embeddings|num_image_tokens", 16),
     *RULES,
@@ -286,7 +286,7 @@ def _tiny(kind: type[PreTrainedConfig], rules: list[tuple[str, Any]], changes: d
             continue
         rule = next((v for pattern, v in rules if re.fullmatch(pattern, name)), inspect.Parameter.empty)
         if rule is not inspect.Parameter.empty and not (isinstance(value, bool) and not isinstance(rule, bool)):
-            many = isinstance(value, list | tuple) and not isinstance(rule, list | tuple)
+            many = isinstance(value, list | tuple) and isinstance(rule, int)
             taken[name] = [rule] * len(value) if many else rule
         elif re.search(r"token_(id|index)$|^bo[a-z]_token|^eo[a-z]_token", name) and isinstance(value, int):
             taken[name] = next(markers)

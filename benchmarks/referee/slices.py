@@ -19,8 +19,8 @@ PROMPTS = ["Tell me how to bake bread", "Write a poem about the sea, please", "H
 def blocks(s: Subject) -> tuple[float, str]:
     """Check 1."""
     lm = dct.LanguageModel(s.model, s.tokenizer, "tiny")
+    dct.Slice(lm, IDS, 0, lm.depth)  # what is no chain of blocks has to be refused, here at the latest
     if s.no_chain:
-        dct.Slice(lm, IDS, 0, lm.depth)  # to be refused, here at the latest
         raise Wrong(f"accepted {lm.layers_path} ({lm.depth} blocks), but the model runs no such chain: {s.no_chain}")
     if lm.layers_path != s.path:
         raise Wrong(f"found {lm.layers_path}, the model runs {s.path}")

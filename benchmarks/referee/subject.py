@@ -152,7 +152,10 @@ class Subject:
     def double(self) -> tuple[dct.LanguageModel, Own]:
         """The same model in float64; as it is, where it cannot run in that."""
         own = self.own
-        model = copy.deepcopy(self.model).double()
+        try:
+            model = copy.deepcopy(self.model).double()
+        except RuntimeError:  # some keep a tensor of their last run
+            model = self.reload(self.folder).double()
         if isinstance(getattr(model.config, "_experts_implementation", None), str):
             model.set_experts_implementation("eager")  # the fused products of experts know no float64
         try:
