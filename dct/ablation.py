@@ -169,7 +169,7 @@ def _project(added: Tensor, basis: Float[Tensor, "k width"]) -> Tensor:
 def _projection(basis: Tensor) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         kept = _project(stream_of(output), basis)
-        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+        return kept if isinstance(output, Tensor) else type(output)([kept, *output[1:]])
 
     return hook
 

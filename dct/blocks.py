@@ -19,7 +19,7 @@ from dct import compat
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
 from dct.narrowing import ReadCall
-from dct.recording import Call, Made, fresh, leaves, non_finite, standing_aside, stream_of
+from dct.recording import Call, Made, behind, fresh, leaves, non_finite, standing_aside, stream_of
 
 Run = Callable[[nn.Module, Call, Tensor], Any]
 """Runs a block: `run_block` or a compiled form of it."""
@@ -94,14 +94,14 @@ def _read_out(lm: LanguageModel, stream: Tensor, aside: bool) -> Tensor:
     rows = stream.to(lm.dtype)[:, None]
     ids = torch.zeros(len(rows), 1, dtype=torch.long, device=lm.device)
 
-    def returned(stream: Tensor, behind: tuple[Any, ...] | None) -> Any:
-        return stream if behind is None else (stream, *behind)
+    def returned(stream: Tensor, rest: tuple[Any, ...] | None) -> Any:
+        return stream if rest is None else (stream, *rest)
 
     if not aside:
 
         def replaced(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             here = stream_of(output)
-            return returned(rows.to(here.device), output[1:] if isinstance(output, tuple) else None)
+            return returned(rows.to(here.device), behind(output))
 
         handle = lm.layers[-1].register_forward_hook(replaced)
         try:
@@ -131,7 +131,7 @@ def _reads_out(lm: LanguageModel) -> bool:
     left: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        lm.behind = output[1:] if isinstance(output, tuple) else None
+        lm.behind = behind(output)
         left.append(stream_of(output))
 
     vocabulary = lm.model.config.get_text_config().vocab_size

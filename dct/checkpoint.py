@@ -10,11 +10,13 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -217,7 +219,19 @@ class Checkpoint:
             )
         model: PreTrainedModel = read[0]
         check_info(read[1], self.where, self._chooser(self.skeleton, blocks, ends))
+        for name, buffer in model.named_buffers():
+            if name in self._unsaved_buffers:
+                buffer.copy_(self._unsaved_buffers[name])
         return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+    @cached_property
+    def _unsaved_buffers(self) -> dict[str, Tensor]:
+        """Buffers that are in no file, with the values that the model's own construction gives them: with parameters
+        left out, the modules that compute them may not come to it."""
+        with hushed(), init_empty_weights(include_buffers=False):
+            whole = type(self.skeleton)(self.skeleton.config)
+        saved = whole.state_dict().keys()
+        return {name: buffer for name, buffer in whole.named_buffers() if name not in saved and not buffer.is_meta}
 
     def in_turn(self, blocks: range, dtype: torch.dtype, device: torch.device) -> Iterator[nn.Module]:
         """The blocks, one after the other, each in memory only until the next few are asked for."""

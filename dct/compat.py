@@ -212,9 +212,14 @@ def _class_name(auto: Any, config: Any) -> str | None:
     return str((found[0] if isinstance(found, tuple) else found).__name__)
 
 
+def class_names(config: Any) -> set[str]:
+    """The classes that transformers builds from a configuration; some types use another type's class."""
+    return {name for auto in auto_classes(config) if (name := _class_name(auto, config)) is not None}
+
+
 def known_to_transformers(config: Any) -> bool:
     """Whether some automatic class builds a language model from a configuration."""
-    return any(_class_name(auto, config) for auto in auto_classes(config))
+    return bool(class_names(config))
 
 
 def model_types(config: Any) -> set[str]:

@@ -74,8 +74,13 @@ class _TargetReached(Exception):  # noqa: N818 (a way out, not an error)
 
 def stream_of(output: Any) -> Tensor:
     """The residual stream in a block's output (some architectures return a tuple)."""
-    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    stream: Tensor = output[0] if isinstance(output, tuple | list) else output
     return stream
+
+
+def behind(output: Any) -> tuple[Any, ...] | None:
+    """What a block puts out behind the stream; None where it puts out the stream alone."""
+    return tuple(output[1:]) if isinstance(output, tuple | list) else None
 
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +244,7 @@ def _recorded(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             stream = stream_of(output)
             watch.leaves(index, stream)
-            lm.behind = output[1:] if isinstance(output, tuple) else None
+            lm.behind = behind(output)
             if not bool(torch.isfinite(stream).all()):
                 raise NonFiniteError(non_finite(lm, index, "without any steering"))
             for name, value, version in versions:
@@ -415,7 +420,7 @@ def runs_in_part(lm: LanguageModel) -> bool:
                 stream, calls = _handed_over(lm, shell, ids, first + 1)
                 break
         output = lm.layers[first](stream, **fresh(calls[first], {}, {}))
-        lm.behind = output[1:] if isinstance(output, tuple) else None
+        lm.behind = behind(output)
         if any(isinstance(leaf, Tensor) for leaf in leaves(lm.behind)):
             return False  # the model may hand it on
         (_, quiet), (_, loud) = (_handed_over(lm, shell, ids, lm.depth, noise) for noise in (0.0, 0.5))

@@ -214,7 +214,7 @@ class Slice:
         try:
             with torch.no_grad():
                 together = self.streams(torch.stack([self._unsteered[0], self._probe]))
-        except RuntimeError as error:
+        except Exception as error:  # a block of any architecture may object in its own way
             return not out_of_memory(error)
         return not float((together - self._probed).norm(dim=(1, 2)).max()) <= self._tolerance
 
@@ -370,9 +370,12 @@ class Slice:
         """Packs the prompts, if that gives the activations of the prompts run one by one."""
         try:
             limit = min(max(self.dim // 2, PACK_TOKENS[0]), PACK_TOKENS[1])
-            return self._adopt(packed_rows(recordings, self.ids, self.reads, limit))
-        except UnpackableError:
-            return False
+            rows = packed_rows(recordings, self.ids, self.reads, limit)
+        except (UnpackableError, RuntimeError, ValueError, TypeError) as error:
+            if out_of_memory(error):
+                raise
+            return False  # what a model hands to its blocks may not go together in its own way
+        return self._adopt(rows)
 
     def _try_narrowing(self) -> bool:
         """Runs the last block at the target tokens alone, if it can be and gives the same activations."""

@@ -72,7 +72,7 @@ def check_kind(config: PreTrainedConfig, where: str) -> None:
     wanted = compat.model_types(config)
     for name in getattr(config, "architectures", None) or ():
         kind = compat.type_of_class(name)
-        if kind is not None and kind not in wanted:
+        if kind is not None and kind not in wanted and name not in compat.class_names(config):
             raise DctError(
                 f"cannot load the model in {where}: its config.json says model_type {config.model_type} and "
                 f"architectures {name}, which is of type {kind}: correct whichever is wrong"

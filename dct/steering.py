@@ -90,32 +90,28 @@ class Steering:
         self._ran = False
         columns = self._columns or 0
         cache = next((call[name] for name in compat.caches_of(call) if call[name] is not None), None)
-        self._prompt = 0 if self._goes_on(cache) else self._known(read, columns)
+        if compat.tokens_in(cache) if cache is not None else 0:
+            self._prompt = 0
+        elif not self._repeats(read, columns):
+            self._prompt = 0 if self._goes_on(cache) else columns
         self._read = columns if self._prompt else self._read + columns
-        self._cache = cache
-        self._ids = read
-        self.generated = self.generated + columns if cache is not None and not self._prompt else columns - self._prompt
+        self._cache, self._ids = cache, read
+        self.generated = columns - self._prompt if self._prompt else self.generated + columns
+
+    def _repeats(self, read: Any, columns: int) -> bool:
+        """Whether the call has the tokens of the call before, and more: no cache is in use, given or not."""
+        before = self._ids
+        if not (isinstance(before, Tensor) and isinstance(read, Tensor) and before.ndim == read.ndim):
+            return False
+        seen = before.shape[1]
+        return seen < columns and len(before) == len(read) and torch.equal(before, read[:, :seen])
 
     def _goes_on(self, cache: Any) -> bool:
-        """Whether the call reads on from what a cache holds."""
-        if cache is None:
+        """Whether the call reads on from a cache that tells of no tokens: a recurrent state, that was there in the call
+        before or keeps no count."""
+        if cache is None or (compat.tokens_in(cache) == 0 and cache is not self._cache):
             return False
-        held = compat.tokens_in(cache)
-        if held:
-            return True
-        if held == 0 and cache is not self._cache:
-            return False
-        # No count, or none that can be believed (of a recurrent state): it was there in the call before, or is new.
         return self._read > 0
-
-    def _known(self, read: Any, columns: int) -> int:
-        """Columns of the prompt in a call without a filled cache: all, unless it repeats the call before, and more."""
-        before = self._ids
-        if self._cache is None and isinstance(before, Tensor) and isinstance(read, Tensor) and before.ndim == read.ndim:
-            seen = before.shape[1]
-            if seen < columns and len(before) == len(read) and torch.equal(before, read[:, :seen]):
-                return self._prompt or columns
-        return columns
 
     def ends(self, *_: Any) -> None:
         """The model's call is over."""

@@ -307,3 +307,30 @@ def test_zero_or_infinite_directions_are_refused(llama, D):
 def test_directions_of_another_width_are_refused(llama):
     with pytest.raises(DctError, match=f"{WIDTH} entries, got {WIDTH + 1}"), dct.ablate(llama, torch.ones(WIDTH + 1)):
         pass
+
+
+class _Packed(torch.nn.Module):
+    """A linear layer whose numbers stand for weights together with a table of scales beside them."""
+
+    def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        most = 127.0 if dtype == torch.int8 else 448.0
+        scale = layer.weight.detach().abs().max() / most
+        self.weight = torch.nn.Parameter((layer.weight.detach() / scale).to(dtype), requires_grad=False)
+        self.register_buffer("weight_scale_inv", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight.to(x.dtype) * self.weight_scale_inv).T
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_quantised_weights_are_not_edited_but_can_be_steered(llama, dtype):
+    for block in llama.layers:
+        block.mlp.down_proj = _Packed(block.mlp.down_proj, dtype)
+    before = {name: p.clone() for name, p in llama.model.state_dict().items()}
+    with pytest.raises(DctError, match=r"quantised.*unquantised to ablate"), dct.ablate(llama, directions(1)):
+        pass
+    assert all(torch.equal(p, before[name]) for name, p in llama.model.state_dict().items())
+    plain = logits(llama)
+    with dct.steer(llama, directions(1)[0], layer=1):
+        assert not torch.equal(logits(llama)[0], plain[0])

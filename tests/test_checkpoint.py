@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from conftest import CONFIGS, DEPTH, WIDTH, random_model
 from safetensors import safe_open
 
@@ -157,3 +158,30 @@ def test_ranking_with_a_model_loaded_for_a_slice_says_so(folder):
     )
     with pytest.raises(DctError, match="load the whole model"):
         dct.rank(lm, factors, ["Write a poem"])
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_buffers_of_a_part_are_those_of_the_whole(tmp_path, tokenizer, architecture):
+    """Those that are in no file too: they are computed when a model is made, and must not be what memory held."""
+    random_model(architecture).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    whole, part = load(str(tmp_path)), load(str(tmp_path), between=(1, 3))
+    there = dict(whole.model.named_buffers())
+    for name, buffer in part.model.named_buffers():
+        torch.testing.assert_close(buffer, there[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_buffers_that_a_model_computes_for_its_blocks(tmp_path, tokenizer):
+    """Falcon-H1's multipliers are set by the model, not by the block that holds them."""
+    config = transformers.FalconH1Config(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8,
+        mamba_chunk_size=8, ssm_multipliers=[0.7, 0.6, 0.5, 0.4, 0.3], pad_token_id=0,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    whole, part = load(str(tmp_path)), load(str(tmp_path), between=(1, 3))
+    there = dict(whole.model.named_buffers())
+    assert any(name.endswith("mup_vector") for name in there)
+    for name, buffer in part.model.named_buffers():
+        torch.testing.assert_close(buffer, there[name], rtol=0, atol=0, equal_nan=True)

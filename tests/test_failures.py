@@ -172,7 +172,7 @@ ENDS = [
     *(f"fit {option}" for option in (
         "--factors 0", "--factors 1000000000000", "--iterations 0", f"--iterations {10**30}", "--n 0", f"--n {10**30}",
         "--batch 0", f"--batch {10**30}", "--seed -1", f"--seed {10**30}", "--seed 1.5", "--d-proj 0",
-        f"--d-proj {10**30}", "--scale 0", "--scale -1", "--scale nan", "--scale inf", "--scale 1e-30", "--scale 1e30",
+        f"--d-proj {10**30}", "--scale 0", "--scale -1", "--scale nan", "--scale inf", "--scale 1e-30", "--scale 1e39",
         "--lambda 0", "--lambda -1", "--lambda nan", "--lambda inf", "--lambda 1e-300", "--beta 0", "--beta -1",
         "--beta nan", "--beta 1.01", "--tolerance -1", "--tolerance nan", "--positions 0", f"--positions {10**30}",
         "--memory 0", "--memory -1GB", "--memory nan", "--memory infGB", "--memory much", "--dtype int4",
@@ -571,8 +571,9 @@ def test_rank_out_of_range_or_not_ranked(fitted, command):
     fails(command, "--rank", 1, "--prompt", "a", says="has not been ranked: run `dct rank runs/run` first")
     fails(command, "--prompt", "a", says="say which vector: --vector 17", code=2)
     assert run("rank", "runs/run", "--n", 1).exit_code == 0
-    for place in (0, 4, -1):
-        fails(command, "--rank", place, "--prompt", "a", says=f"rank {place} is out of range: the ranking holds 1 to 3")
+    fails(command, "--rank", 4, "--prompt", "a", says="rank 4 is out of range: the ranking holds 1 to 3")
+    for place in (0, -1):
+        fails(command, "--rank", place, "--prompt", "a", says="--rank must be from 1", code=2)
     (fitted / "rank.json").write_text("{")
     fails(command, "--rank", 1, "--prompt", "a", says="rank.json is damaged: run `dct rank` again")
 

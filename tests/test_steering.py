@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers
 from conftest import CONFIGS, DEPTH, WIDTH
 from torch import Tensor
 
@@ -235,3 +236,73 @@ def test_steering_may_be_kept_to_the_prompt_or_to_generated_tokens(lm, tokens):
 def test_unknown_tokens_to_steer_are_wrong_usage(llama):
     with pytest.raises(UsageError, match="all"), dct.steer(llama, vector(), 2, tokens="some"):
         pass
+
+
+def spoken(lm: dct.LanguageModel, ids: list[int], theta: Tensor, layer: int, tokens: str, steps: int) -> list[int]:
+    """Greedy tokens by whole forward passes without a cache, the vector added by a plain hook at the tokens meant."""
+    text, prompt = list(ids), len(ids)
+
+    def add(_, args, kwargs):
+        stream = args[0] if args else kwargs["hidden_states"]
+        change = torch.zeros_like(stream)
+        chosen = {"all": slice(None), "prompt": slice(0, prompt), "generated": slice(prompt, None)}[tokens]
+        change[:, chosen] = theta
+        return ((stream + change, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream + change})
+
+    handle = lm.layers[layer].register_forward_pre_hook(add, with_kwargs=True)
+    with torch.no_grad():
+        for _ in range(steps):
+            out = (
+                lm.model(torch.tensor([text]), use_cache=False) if lm.name != "gpt1" else lm.model(torch.tensor([text]))
+            )
+            text.append(int(out.logits[0, -1].argmax()))
+    handle.remove()
+    return text[prompt:]
+
+
+@pytest.fixture(scope="module")
+def without_cache(tokenizer) -> dct.LanguageModel:
+    """GPT-1 has no cache: every step of `generate` hands it the whole text again."""
+    config = transformers.OpenAIGPTConfig(n_embd=WIDTH, n_head=4, n_layer=DEPTH, n_positions=64, vocab_size=300)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return dct.LanguageModel(model, tokenizer, "gpt1")
+
+
+@pytest.mark.parametrize("tokens", ["all", "prompt", "generated"])
+def test_what_is_steered_through_generate(lm, tokens):
+    """Through transformers' own `generate`, with whatever it calls its cache, against passes without one."""
+    words = lm.tokenizer.convert_tokens_to_ids
+    wanted = spoken(lm, IDS, vector(norm=8.0), 2, tokens, 5)
+    text = dct.complete(lm, [IDS], vector(norm=8.0)[None], 2, tokens=tokens, max_new_tokens=5)[0]
+    ends = {lm.tokenizer.eos_token_id, words("</s>")}
+    stop = next((k for k, t in enumerate(wanted) if t in ends), len(wanted))
+    assert text == lm.decode(wanted[:stop])
+
+
+@pytest.mark.parametrize("tokens", ["all", "prompt", "generated"])
+def test_what_is_steered_without_a_cache(without_cache, tokens):
+    wanted = spoken(without_cache, IDS, vector(norm=8.0), 2, tokens, 5)
+    text = dct.complete(without_cache, [IDS], vector(norm=8.0)[None], 2, tokens=tokens, max_new_tokens=5)[0]
+    stop = next((k for k, t in enumerate(wanted) if t == 2), len(wanted))
+    assert text == without_cache.decode(wanted[:stop])
+
+
+def test_prompts_are_completed_together_only_where_padding_changes_nothing(make_lm, monkeypatch):
+    """A model that counts positions by column says something else of a padded prompt: it is given none."""
+    lm = make_lm("gpt2")
+    prompts = [IDS, IDS[:4], IDS[2:8]]
+    together = dct.complete(lm, prompts, max_new_tokens=4)
+    assert lm.ignores_padding
+    own = lm.model.forward
+
+    def by_column(*args, position_ids=None, **kwargs):
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(lm.model, "forward", by_column)
+    lm.ignores_padding = None
+    assert dct.complete(lm, prompts, max_new_tokens=4) == together
+    assert lm.ignores_padding is False

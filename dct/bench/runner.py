@@ -86,22 +86,26 @@ class Outcome:
     seconds: float
 
 
-def expected(w: Workshop, experiments: Sequence[str]) -> Cost:
-    """What is not on record will take: the rough costs of the cells, in seconds by a few scores and completions."""
-    cells = [(name, cell) for name in experiments for cell in EXPERIMENTS[name].plan(w)]
-    left = sum(cell.cost for name, cell in cells if w.records.load(name, w.key(cell)) is None)
-    seconds, more = w.unit() if left else (0.0, 0)
-    return cost(left * seconds, more, w.subject.lm.device, w.subject.lm.memory)
+def run(
+    w: Workshop,
+    experiments: Sequence[str],
+    tell: Callable[[Progress], None] = lambda _: None,
+    on_cost: Callable[[Cost], None] = lambda _: None,
+) -> Outcome:
+    """Measures every cell that is not on record, and reports.
 
-
-def run(w: Workshop, experiments: Sequence[str], tell: Callable[[Progress], None] = lambda _: None) -> Outcome:
-    """Measures every cell that is not on record, and reports."""
+    Args:
+        tell: told where the benchmark stands, before and after each cell.
+        on_cost: told, before the first, what all of them are expected to take.
+    """
     cells = [cell for name in experiments for cell in EXPERIMENTS[name].plan(w)]
     total = sum(cell.cost for cell in cells)
     results: dict[str, list[Result]] = {name: [] for name in experiments}
     # What is on record costs nothing: it is read first, so that the time left is that of the rest.
     found = [w.records.load(cell.experiment, w.key(cell)) for cell in cells]
     done = sum(cell.cost for cell, record in zip(cells, found, strict=True) if record is not None)
+    unit, more = w.unit() if done < total else (0.0, 0)
+    on_cost(cost(unit * (total - done), more, w.subject.lm.device, w.subject.lm.memory))
     spent = worked = 0.0
     for number, (cell, record) in enumerate(zip(cells, found, strict=True), start=1):
         if record is not None:

@@ -35,7 +35,8 @@ def ablate(
     top: o.Top = None,
     aggregate: o.Aggregate = None,
     site: Annotated[
-        str, choice("--site", "source", "target", help="source: the vectors V; target: what they cause, U.")
+        str,
+        choice("--site", "source", "target", between=" or ", help="source: the vectors V; target: what they cause, U."),
     ] = "source",
     prompt: o.Prompt = None,
     prompts: o.Prompts = None,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dct.bench.runner import Progress
     from dct.bench.subject import Sizes, Subject
     from dct.bench.tables import Report
+    from dct.estimate import Cost
 
 
 @command
@@ -162,7 +163,7 @@ def run_bench(
 
     from dct.bench import report as written
     from dct.bench.records import Records
-    from dct.bench.runner import expected, run
+    from dct.bench.runner import run
     from dct.bench.workshop import Workshop
 
     began = time.monotonic()
@@ -180,10 +181,8 @@ def run_bench(
         "on"
     )
     terminal.note(about)
-    with terminal.busy("timing a few scores and completions"):
-        cost = expected(w, experiments)
-    announce(terminal, cost, f"experiments {', '.join(experiments)}", cure="--quick, fewer --factors")
     finished = 0
+    costs: list[Cost] = []
     try:
         with terminal.progress("bench", unit="") as advance:
 
@@ -200,7 +199,11 @@ def run_bench(
                         f"[{now.number}/{now.of}] ({now.cell.experiment}) {now.cell.name}: {now.seconds:.1f} s{left}"
                     )
 
-            outcome = run(w, experiments, tell)
+            def told(expected: "Cost") -> None:
+                costs.append(expected)
+                announce(terminal, expected, f"experiments {', '.join(experiments)}", cure="--quick, fewer --factors")
+
+            outcome = run(w, experiments, tell, told)
     except KeyboardInterrupt:
         raise InterruptedWorkError(
             f"interrupted; {finished} new measurements are kept in {folder}: the same command goes on"
@@ -218,7 +221,7 @@ def run_bench(
         "subject": subject.identity,
         "sizes": asdict(sizes),
         "seconds": round(seconds, 1),
-        "estimate": as_estimate(cost),
+        "estimate": as_estimate(costs[0]),
         "measured seconds": round(outcome.seconds, 1),
     }
     paths = written.write(folder, outcome.reports, content)

@@ -55,9 +55,9 @@ def positive(name: str, most: float = LARGE, **told: Any) -> Any:
     return option(name, check=Range(name, SMALL, most, positive=True), **told)
 
 
-def choice(name: str, *among: str, **told: Any) -> Any:
-    """An option that is one of several names."""
-    return option(name, check=Choice(name, among), **told)
+def choice(name: str, *among: str, between: str = ", ", **told: Any) -> Any:
+    """An option that is one of several names; `between` as in `Choice`."""
+    return option(name, check=Choice(name, among, between), **told)
 
 
 def text(*names: str, check: Callable[[str], Any], **told: Any) -> Any:

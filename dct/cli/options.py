@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dct.cli.declare import choice, count, number, option, positive, text
-from dct.cli.ranges import LARGE, MANY, SEEDS, SMALL
+from dct.cli.ranges import FLOAT32, LARGE, MANY, SEEDS, SMALL
 from dct.errors import UsageError
 
 RUN_HELP = "Run folder or factors file; left out, the newest under runs/."
@@ -192,7 +192,7 @@ Ratio = Annotated[
         show_default="0.5, but R no larger than the residual norm",
     ),
 ]
-Scale = Annotated[float | None, positive("--scale", help="Steering scale R.", show_default="calibrated")]
+Scale = Annotated[float | None, positive("--scale", most=FLOAT32, help="Steering scale R.", show_default="calibrated")]
 Multiple = Annotated[float, positive("--scale", help="Multiplies the fitted R.")]
 Batch = Annotated[int | None, count("--batch", help="Vectors in one pass.", show_default="what memory holds")]
 Compile = Annotated[
@@ -214,7 +214,8 @@ Vector = Annotated[
 Rank = Annotated[list[int] | None, count("--rank", help="A vector by its place in the ranking; repeatable.")]
 Top = Annotated[int | None, count("--top", help="The first so many of the ranking.")]
 Aggregate = Annotated[
-    str | None, choice("--aggregate", "mean", "svd", help="Use their mean or svd instead of each of them.")
+    str | None,
+    choice("--aggregate", "mean", "svd", between=" or ", help="Use their mean or svd instead of each of them."),
 ]
 Positive = Annotated[str, option("--positive", help="The word that a good vector makes likelier.")]
 Negative = Annotated[str, option("--negative", help="The word that it makes less likely.")]

@@ -13,6 +13,9 @@ MANY = 1_000_000
 SEEDS = 2**32 - 1
 """The greatest seed that every generator in use takes."""
 
+FLOAT32 = 3.4e38
+"""The greatest number of that type."""
+
 LARGE, SMALL = 1e9, 1e-9
 """Scales and ratios beyond which float32 arithmetic is about nothing but rounding."""
 
@@ -67,13 +70,13 @@ def _said(number: float) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """A check of names."""
+    """A check of names; `between` stands between them where they are listed."""
 
     name: str
     names: Sequence[str]
+    between: str = ", "
 
     def __call__(self, value: Any) -> Any:
         if value is not None and value not in self.names:
-            among = " or ".join(self.names) if len(self.names) == 2 else ", ".join(self.names)
-            raise UsageError(f"unknown {self.name} {value!r}: choose {among}")
+            raise UsageError(f"unknown {self.name} {value!r}: choose {self.between.join(self.names)}")
         return value
