@@ -8,7 +8,7 @@ from torch import Tensor
 
 import dct
 from referee.own import IDS, Own, find_blocks, run
-from referee.subject import SAME, Subject, Tally, Wrong, relative
+from referee.subject import SAME, NothingToCheck, Subject, Tally, Wrong, line, relative
 from referee.writes import written
 
 LEAK = 1e-5
@@ -24,6 +24,10 @@ def steering(s: Subject) -> tuple[float, str]:
     configured = s.model.generation_config.eos_token_id
     ends = {e for e in (configured if isinstance(configured, list) else [configured]) if e is not None}
     ends |= {s.tokenizer.eos_token_id}
+    try:
+        own.generated([IDS[0]], ends, NEW, torch.zeros(1, s.width), 1, "none")
+    except Exception as error:
+        raise NothingToCheck(f"the model's own generate fails: {line(error)}") from error
     vectors = torch.stack([s.random(31 + k, 1.5 * s.norm) for k in range(len(IDS))])
     wrongs, told, cached, padded = [], set(), False, False
     for tokens in ("none", "all", "prompt", "generated"):

@@ -168,9 +168,9 @@ def _added(x: Tensor, bases: dict[str, Tensor], given: Tensor) -> tuple[str, Ten
 
 
 def _scaled(x: Tensor, base: Tensor, given: Tensor) -> Tensor | None:
-    """The gain of the base where x is the base and one of the rows, both scaled channel by channel."""
-    x, b, y = x.double()[0], base.double()[0], given[:, 0]
-    # Two unknowns for each channel, as many equations as tokens: x = scale * b + add * y.
+    """The gain of the base where x is the base and one of the rows, both scaled channel by channel, and a constant."""
+    x, b, y = (z - z.mean(-2, keepdim=True) for z in (x.double()[0], base.double()[0], given[:, 0]))
+    # Three unknowns for each channel, as many equations as tokens: x = scale * b + add * y + constant.
     bb, by, yy = b.square().sum(0), (b * y).sum(1), y.square().sum(1)
     bx, yx = (b * x).sum(0), (y * x).sum(1)
     det = bb * yy - by.square()
