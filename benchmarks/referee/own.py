@@ -64,6 +64,10 @@ def find_blocks(model: nn.Module) -> str:
     Raises:
         NoChain: there is none; the message says what comes nearest.
     """
+    with torch.no_grad():
+        rows = len(run(model, IDS[0]))
+    if rows != len(IDS[0]):
+        raise NoChain(f"it gives logits for {rows} tokens where it reads {len(IDS[0])}")
     order = [name for name, _ in calls_of(model)]
     reasons = []
     for path, modules in sorted(model.named_modules(), key=lambda pair: pair[0].count(".")):
