@@ -85,7 +85,7 @@ def _watched(own: Own, block: nn.Module) -> list[_Moment]:
     seen: list[_Moment] = []
 
     def note(name: str, gives: bool, value: Any) -> None:
-        outside = bool(name) and (not seen or not seen[-1].name and len(seen) > 1)  # some modules are in every block
+        outside = bool(name) and (not seen or (not seen[-1].name and len(seen) > 1))  # some modules are in every block
         if outside or not isinstance(value, Tensor) or (seen and value.numel() != seen[0].tensor.numel()):
             return
         shape = seen[0].tensor.shape if seen else value.shape
