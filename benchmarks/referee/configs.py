@@ -292,6 +292,8 @@ def _tiny(kind: type[PreTrainedConfig], rules: list[tuple[str, Any]], changes: d
             taken[name] = next(markers)
         elif name.endswith("_multiplier") and isinstance(value, float) and value == 1.0:
             taken[name] = 0.7
+    if not dataclasses.is_dataclass(kind):  # in older releases not all of what it takes is in its signature
+        taken |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     kinds = [k for k in dict.fromkeys(getattr(default, "layer_types", None) or []) if k]
     special = SPECIAL.get(kind.model_type, {}) | changes
     if "layer_types" in fields(kind) and kinds:

@@ -220,8 +220,12 @@ class Own:
 class Double(TorchFunctionMode):
     """Keeps float64 where a model casts to float32, so that differences of its values mean something."""
 
+    PRODUCTS = (Tensor.matmul, Tensor.__matmul__, Tensor.bmm, torch.matmul, torch.bmm, torch.nn.functional.linear)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func in self.PRODUCTS and any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args):
+            args = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
         wide = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
         if wide and func is Tensor.float:
             return args[0]
