@@ -19,16 +19,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Read when the libraries are imported: a fork must not inherit their threads, and nothing is to be asked of the hub.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 import torch
 import transformers
 import typer
-from checks import CHECKS, Subject, examine
-from tiny_configs import tiny_model, tiny_tokenizer
+from referee.checks import CHECKS, examine
+from referee.configs import tiny_model, tiny_tokenizer
+from referee.subject import Subject
+from referee.table import MARKS, render, summary
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -135,9 +136,6 @@ def sweep(chosen: list[dict[str, Any]], jobs: int, keep: Callable[[dict[str, Any
                     show(result)
 
 
-MARKS = {"ok": "ok", "refused": "refused", "fails": "FAILS", "wrong": "WRONG", "none": "–"}
-
-
 def show(result: dict[str, Any]) -> None:
     name = f"{result['type']} {result['class']}"
     if not result["built"]:
@@ -163,8 +161,6 @@ def main(
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     if write:
-        from architectures_table import render
-
         TABLE.write_text(render(json.loads(out.read_text())))
         return
     names = {name for name in only.split(",") if name}
@@ -186,6 +182,7 @@ def main(
         beside.replace(out)
 
     sweep(chosen, jobs, keep)
+    print(summary(list(done.values())))
 
 
 def _key(entry: dict[str, Any]) -> tuple[str, str]:

@@ -86,7 +86,7 @@ RULES: list[tuple[str, Any]] = [
 VISION = [
     (r"image_size|img_size|max_image_size", 32),
     (r"patch_size", 8),
-    (r"num_hidden_layers|depth|num_layers|n_layers|layers", 2),
+    (r"num_hidden_layers|depth|num_layers|n_layers|layers|num_blocks|encoder_layers", 2),
     (r"out_hidden_size|output_dim|projection_dim|text_hidden_size", WIDTH),
     (r"num_position_embeddings|num_image_tokens", 16),
     *RULES,
@@ -166,7 +166,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "laguna": _SLIDING,
     "lfm2": {"layer_types": _in_turn("conv", "full_attention")},
     "lfm2_moe": {"layer_types": _in_turn("conv", "full_attention")},
-    "longcat_flash": {"head_dim": 4, "num_layers": 2, "num_key_value_heads": 4},
+    "longcat_flash": {"head_dim": 4, "num_layers": 4, "num_key_value_heads": 4},
     "mamba2": {"num_heads": 8},
     "mellum": _SLIDING,
     "minicpm3": _LATENT,
@@ -204,6 +204,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "zamba2": {"layers_block_type": _in_turn("linear_attention", "hybrid"), "num_attention_heads": 4},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+    "inkling2_loop_text": {"unpadded_vocab_size": VOCABULARY},
     "inkling2_text": {"unpadded_vocab_size": VOCABULARY},
     "mistral4": _LATENT,
     "kimi_k25": {"text_config": _LATENT},
@@ -285,7 +286,7 @@ def _tiny(kind: type[PreTrainedConfig], rules: list[tuple[str, Any]], changes: d
             continue
         rule = next((v for pattern, v in rules if re.fullmatch(pattern, name)), inspect.Parameter.empty)
         if rule is not inspect.Parameter.empty and not (isinstance(value, bool) and not isinstance(rule, bool)):
-            many = isinstance(value, list | tuple) and not isinstance(rule, list | tuple)
+            many = isinstance(value, list | tuple) and isinstance(rule, int)
             taken[name] = [rule] * len(value) if many else rule
         elif re.search(r"token_(id|index)$|^bo[a-z]_token|^eo[a-z]_token", name) and isinstance(value, int):
             taken[name] = next(markers)
