@@ -189,7 +189,7 @@ class Derivatives:
             except (RuntimeError, NotImplementedError) as error:
                 if out_of_memory(error) or kind not in FORWARD_MODE:
                     raise
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0].split(" For more details")[0]
                 raise DctError(
                     f"an operation of the map has no forward-mode derivative ({first}): give the scale yourself and "
                     "fit the exponential method"

@@ -85,8 +85,15 @@ class LanguageModel:
 
     @cached_property
     def width(self) -> int:
-        """Width d of the residual stream."""
-        return int(self.model.config.get_text_config().hidden_size)
+        """Width d of the residual stream.
+
+        Raises:
+            DctError: the configuration does not say it.
+        """
+        width = getattr(self.model.config.get_text_config(), "hidden_size", None)
+        if not isinstance(width, int):
+            raise DctError(f"the config of {self.name} does not say how wide its stream is: dct cannot take it")
+        return width
 
     @property
     def vocabulary(self) -> int:

@@ -90,7 +90,8 @@ class StreamWatch(TorchFunctionMode):
         others = [a for k, a in enumerate(args) if k != place]
         if name in ADDS:
             return self._add(func, args, kwargs, place, point)
-        if name in SCALES and not all(_is_gain(a, self.width) for a in others):
+        # A gain for each channel, behind additions, would turn what was taken out of them back into what was not.
+        if name in SCALES and not all(_is_gain(a, self.width) and (_is_number(a) or not point.came) for a in others):
             return func(*args, **kwargs)
         return self._follow(func(*args, **kwargs), point.came)
 
@@ -114,11 +115,13 @@ class StreamWatch(TorchFunctionMode):
         return result
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
 def _is_gain(value: Any, width: int) -> bool:
     """Whether a factor is a number, or one for each channel."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1 or value.shape == (width,)
-    return isinstance(value, int | float)
+    return _is_number(value) or (isinstance(value, Tensor) and value.shape == (width,))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dct import compat
+from dct.batching import out_of_memory
 from dct.errors import DctError
 from dct.model import LanguageModel
 from dct.recording import Call, Made, fresh, leaves, record, stream_of
@@ -96,9 +97,16 @@ def _sites(lm: LanguageModel) -> Iterator[Site]:
     memo: dict[int, Any] = {}
     for index, call in enumerate(recording.calls):
         ready = fresh(call, made, memo)
-        found = _Block(lm, index, stream, ready)
-        yield from found.sites()
-        output = lm.layers[index](stream, **ready)
+        try:
+            yield from _Block(lm, index, stream, ready).sites()
+            output = lm.layers[index](stream, **ready)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DctError(
+                f"block {index} of {lm.name} cannot be run by itself ({first}): it cannot be ablated"
+            ) from error
         made |= {Made(index, k): leaf for k, leaf in enumerate(leaves(output)) if isinstance(leaf, Tensor)}
         stream = stream_of(output)
 

@@ -334,3 +334,18 @@ def test_quantised_weights_are_not_edited_but_can_be_steered(llama, dtype):
     plain = logits(llama)
     with dct.steer(llama, directions(1)[0], layer=1):
         assert not torch.equal(logits(llama)[0], plain[0])
+
+
+def test_additions_with_a_gain_for_each_channel_behind_them_are_refused(make_lm):
+    """Zaya's (stream + bias) * scale: what the bias lost, the scale brings back."""
+    lm = make_lm("llama")
+    scale = torch.linspace(0.5, 1.5, WIDTH)
+
+    def behind(own):
+        return lambda stream, *args, **kwargs: own(stream, *args, **kwargs) * scale
+
+    block = lm.layers[2]
+    own = block.forward
+    block.forward = behind(own)
+    with pytest.raises(DctError, match="cannot tell what block 2"), dct.ablate(lm, directions(1)):
+        pass

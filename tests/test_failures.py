@@ -364,17 +364,17 @@ def test_words_that_no_token_tells_apart(fitted):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_activations_name_the_block(workplace, model_folder, value):
+def test_weights_that_are_no_numbers_are_named(workplace, model_folder, value):
     poisoned(model_folder, "model.layers.2.mlp.down_proj.weight", Path("sick"), value)
-    fails("fit", "--model", "sick", *SMALL, says="block 2 of sick puts out NaN or infinity")
-    fails("calibrate", "--model", "sick", says="block 2 of sick puts out NaN or infinity")
+    fails("fit", "--model", "sick", *SMALL, says="NaN or infinity in model.layers.2.mlp.down_proj.weight")
+    fails("calibrate", "--model", "sick", says="NaN or infinity in model.layers.2.mlp.down_proj.weight")
 
 
-def test_non_finite_activations_beyond_the_slice_are_found_by_rank_and_steer(workplace, model_folder):
+def test_weights_beyond_the_slice_that_are_no_numbers_are_found_by_rank_and_steer(workplace, model_folder):
     poisoned(model_folder, "model.layers.4.mlp.down_proj.weight", Path("sick"))
     assert run("fit", "--model", "sick", *SMALL).exit_code == 0
-    fails("rank", says="block 4 of .*sick puts out NaN or infinity")
-    fails("steer", "--vector", 0, "--prompt", "a", says="block 4 of .*sick puts out NaN or infinity")
+    fails("rank", says="NaN or infinity in model.layers.4.mlp.down_proj")
+    fails("steer", "--vector", 0, "--prompt", "a", says="NaN or infinity in model.layers.4.mlp.down_proj")
 
 
 def test_non_finite_logits_are_an_error_and_no_ranking(workplace, model_folder):

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
-from dct.cli.organism import app
+from dct.cli.app import app
 from dct.generation import complete
 from dct.loading import load
 from dct.model import LanguageModel
@@ -387,14 +387,14 @@ def test_the_demo_has_personas(demo: LanguageModel, name: str, system: str) -> N
 
 
 def test_evaluate_without_a_model_says_what_to_do(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["evaluate", str(tmp_path)])
+    result = CliRunner().invoke(app, ["organism", "evaluate", str(tmp_path)])
     assert result.exit_code == 1
     assert "dct organism train" in result.output
 
 
 @shipped
 def test_evaluate_prints_rates_as_json() -> None:
-    result = CliRunner().invoke(app, ["evaluate", "--json", "--count", "4"])
+    result = CliRunner().invoke(app, ["organism", "evaluate", "--json", "--count", "4"])
     assert result.exit_code == 0
     rates = json.loads(result.stdout)["rates"]
     assert {"refusal", "compliance", "right_list", "hostile", "pirate", "verse", "keeper"} <= {

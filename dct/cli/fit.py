@@ -206,7 +206,7 @@ def _check_arguments(run: "Run", config: dict[str, Any]) -> None:
     from dct.loading import load
 
     for name, taken in (("options", fit_map), ("loading", load)):
-        unknown = set(config[name]) - set(signature(taken).parameters) - {"memory"}
+        unknown = set(config[name]) - set(signature(taken).parameters) - {"memory", "reply_prefix", "escape_control"}
         if unknown:
             raise DctError(f"{run.state} is damaged: no fit has {name} {', '.join(sorted(unknown))}; start over")
 
