@@ -143,19 +143,18 @@ def tied_weights(model: nn.Module) -> dict[str, str]:
 def plain_experts(model: Any) -> Iterator[None]:
     """Experts of a mixture one after the other, in products that have every derivative, while the context lasts.
 
-    transformers chooses among several implementations; only models with experts have a choice to make, and only it is
-    put back.
+    transformers chooses among several implementations, which the configuration of the text part names; it is put back.
     """
-    chosen = getattr(model.config, "_experts_implementation", None)
-    choose = isinstance(chosen, str) and chosen != "eager" and model._can_set_experts_implementation()
-    if not choose:
+    config = model.config.get_text_config()
+    chosen = getattr(config, "_experts_implementation", None)
+    if not isinstance(chosen, str) or chosen == "eager":
         yield
         return
-    model.set_experts_implementation("eager")
+    config._experts_implementation = "eager"
     try:
         yield
     finally:
-        model.set_experts_implementation(chosen)
+        config._experts_implementation = chosen
 
 
 def disk_tensors(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
