@@ -66,10 +66,6 @@ def examined(entry: dict[str, Any], tokenizer: Any, out: Path) -> None:
     try:
         torch.manual_seed(0)
         model = tiny_model(entry["type"], entry["class"])
-        with torch.no_grad():
-            logits = model(input_ids=torch.arange(1, 13)[None], use_cache=False).logits
-        if not bool(torch.isfinite(logits).all()):
-            raise ValueError("its logits are not finite")
     except BaseException as error:
         lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         result["why"] = f"{type(error).__name__}: {lines[:200]}"

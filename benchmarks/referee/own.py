@@ -64,8 +64,12 @@ def find_blocks(model: nn.Module) -> str:
     Raises:
         NoChain: there is none; the message says what comes nearest.
     """
-    with torch.no_grad():
-        rows = len(run(model, IDS[0]))
+    try:
+        with torch.no_grad():
+            rows = len(run(model, IDS[0]))
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise NoChain(f"it does not run on tokens alone: {type(error).__name__}: {first[:200]}") from error
     if rows != len(IDS[0]):
         raise NoChain(f"it gives logits for {rows} tokens where it reads {len(IDS[0])}")
     order = [name for name, _ in calls_of(model)]

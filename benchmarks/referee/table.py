@@ -16,10 +16,11 @@ images and text, in a tiny random form, against its own forward pass. transforme
 {counts}
 
 A check is **ok**; **refused**, with one line that says why; **fails**, with any other error; **wrong**, where numbers
-come out that are not the model's; **–**, where there is nothing to check: the model runs no chain of blocks (`blocks`
-is then refused), its own `generate` or `save_pretrained` does not do what its forward pass does, or transformers cannot
-load it. The referee never asks `dct`: it uses plain hooks, autograd, finite differences and `generate`. Every kind of
-layer that a class has is in the model, sliding windows are shorter than the prompts, multipliers are not 1.
+come out that are not the model's; **–**, where there is nothing to check: the model does not run on tokens alone or has
+no chain of blocks (`blocks` is then refused), its own `generate` or `save_pretrained` does not do what its forward pass
+does, or transformers cannot load it. The referee never asks `dct`: it uses plain hooks, autograd, finite differences
+and `generate`. Every kind of layer that a class has is in the model, sliding windows are shorter than the prompts,
+multipliers are not 1.
 """
 
 
