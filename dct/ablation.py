@@ -103,14 +103,14 @@ def ablate(
     with ExitStack() as stack:
         for site in sites(lm):
             # Weights that wait on disk until their block runs cannot be edited; what they put out can be projected.
-            away = any(writer.weight.is_meta for writer in site.writers)
+            away = any(parameter.is_meta for parameter in lm.layers[site.block].parameters())
             if site.writers and not away and (site.gain is None or fold_norms):
                 span = basis if site.gain is None else orthonormal(basis * site.gain)
                 for writer in site.writers:
                     if id(writer.weight) in edited:  # blocks may share their weights
                         continue
                     edited.add(id(writer.weight))
-                    _edit(writer, span, stack)
+                    done.edits.update(_edit(writer, span, stack))
                     done.edited.append(writer.name)
                 if site.gain is not None:
                     done.folded.append(site.name)

@@ -469,7 +469,10 @@ def test_rank_picks_by_the_ranking(fitted):
         del told["estimate"], told["seconds"]
     assert by_rank == by_name
     best = as_json("steer", "--prompt", "a", "--max-new-tokens", 4, *MILD)
-    assert best == as_json("steer", "--vector", ranked[0], "--prompt", "a", "--max-new-tokens", 4, *MILD)
+    first = as_json("steer", "--vector", ranked[0], "--prompt", "a", "--max-new-tokens", 4, *MILD)
+    for told in (best, first):
+        del told["estimate"], told["seconds"]
+    assert best == first
 
 
 @pytest.mark.parametrize("how", ["mean", "svd"])
@@ -493,6 +496,8 @@ def test_prompts_without_a_literal_one_are_those_that_the_fit_did_not_see(fitted
 def test_sampling_is_seeded(fitted):
     words = ["steer", "--vector", 1, "--prompt", "a", "--max-new-tokens", 8, *MILD, "--temperature", 2]
     first, again, other = as_json(*words), as_json(*words), as_json(*words, "--seed", 1)
+    for told in (first, again):  # what it took is another time each time
+        del told["estimate"], told["seconds"]
     assert first == again
     assert first["completions"] != other["completions"]
 
@@ -719,7 +724,9 @@ def test_help_answers_within_a_few_starts_of_the_interpreter(words):
 def test_help_pages_are_straight(columns):
     for command in COMMANDS:
         page = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": str(columns)}).stdout
-        assert {len(line) for line in page.splitlines() if line[:1] in "│╭╰" and line} == {min(columns, 120)}
+        # A name longer than its column makes every line of its page as long as it takes.
+        [width] = {len(line) for line in page.splitlines() if line[:1] in "│╭╰" and line}
+        assert min(columns, 120) <= width <= max(min(columns, 120), 72)
 
 
 def test_public_names_stay_functions_after_every_submodule_was_imported():

@@ -413,7 +413,7 @@ def test_a_file_of_version_1_works_and_says_once_that_nothing_protects_it(small,
 @pytest.mark.parametrize(
     ("scale", "code", "says"),
     [
-        ("1e-30", 1, "--scale 1e-30 is too small"),
+        ("1e-30", 2, "--scale must be positive, from 1e-09"),
         ("1e30", 1, "--scale 1e.30 is too large"),
         ("1e-9", 1, "rounding leaves nothing of the vector"),
         ("1e12", 1, "rounding leaves nothing of what it is added to"),

@@ -169,7 +169,7 @@ def test_what_is_not_in_memory_is_copied(source, tmp_path):
     """Layers for predicting several tokens, which transformers leaves alone."""
     folder = source()
     held = {name: t for name, (_, t) in tensors(folder).items()}
-    extra = {"model.layers.5.mtp.down_proj.weight": torch.randn(WIDTH, 48), "mtp.head": torch.randn(7)}
+    extra = {"mtp.layers.0.down_proj.weight": torch.randn(WIDTH, 48), "mtp.head": torch.randn(7)}
     save_file(held | extra, folder / "model.safetensors", {"format": "pt"})
     saved(folder, tmp_path / "edited", directions())
     after = tensors(tmp_path / "edited")
@@ -251,6 +251,7 @@ class _Checkpoint:
     """Where a model came from, for those that a test loads in its own way."""
 
     divisible = True
+    kind = "folder"
     options: dict[str, object] = {}  # noqa: RUF012
 
     def __init__(self, where: Path) -> None:
@@ -656,6 +657,7 @@ def test_model_of_the_hub_is_saved_from_its_cache(source, tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     lm = dct.load(str(shot))
     lm.checkpoint = _Checkpoint(Path("someone/tiny"))
+    lm.checkpoint.kind = "hub"
     with dct.ablate(lm, directions()) as done:
         told = dct.save(lm, tmp_path / "edited", done)
         adapter = dct.save(lm, tmp_path / "adapter", done, form="adapter")
