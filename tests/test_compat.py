@@ -67,7 +67,7 @@ def test_the_cache_of_todays_models_has_a_name_that_is_known(make_lm):
     lm.model.register_forward_pre_hook(lambda _, args, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
     lm.layers[0].register_forward_pre_hook(lambda _, args, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
     lm.model.generate(torch.tensor([[1, 5, 9]]), max_new_tokens=2, min_new_tokens=2, do_sample=False)
-    for call in calls:
+    for call in calls[-2:]:  # of the second step; in the first one, some versions have the model make its cache
         filled = [call[name] for name in compat.caches_of(call) if call[name] is not None]
         assert len(filled) == 1, f"transformers calls its cache by another name: {sorted(call)}"
         assert isinstance(filled[0], DynamicCache)
