@@ -1,4 +1,8 @@
-"""The failures a user can cause or meet: one line that names the cause and the cure, and an exit code."""
+"""The failures a user can cause or meet: one line that names the cause and the cure, and an exit code.
+
+A message names an argument as Python does, between backticks: "`scale` must be positive", "lower `scale`", "pass
+`orthogonalize="soft"`". The command line shows the same words as flags: `--scale`, `--orthogonalize soft`.
+"""
 
 
 class DctError(Exception):
@@ -8,9 +12,17 @@ class DctError(Exception):
 
 
 class UsageError(DctError):
-    """The request itself makes no sense (s >= t, an unknown method). Exit code 2."""
+    """The request itself makes no sense (s >= t, an unknown method). Exit code 2.
+
+    Attributes:
+        argument: the argument that is wrong, where it is one.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 class InterruptedWorkError(DctError):
