@@ -27,6 +27,9 @@ LARGE, SMALL = 1e9, 1e-9
 KEY = "setting"
 """Of a field's metadata."""
 
+REQUIRED: Any = object()
+"""Instead of the default of an option that has none."""
+
 S = TypeVar("S", bound="Settings")
 
 Check = Callable[[str, Any], None]
@@ -61,6 +64,8 @@ class Declared:
 def setting(default: Any, help: str, **told: Any) -> Any:  # noqa: A002 (what help pages call it)
     """A field of a dataclass of settings; `told` as in `Declared`."""
     declared = Declared(help, **told)
+    if default is REQUIRED:
+        return field(metadata={KEY: declared})
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={KEY: declared})
     return field(default=default, metadata={KEY: declared})
@@ -128,6 +133,16 @@ class Settings:
             if name not in names:
                 raise UsageError(f"unknown key {name!r} in [{cls.table}]: choose {', '.join(names)}", argument=name)
         return cls(**{names[name]: value for name, value in record.items()})
+
+    @classmethod
+    def picked(cls: type[S], values: Mapping[str, Any]) -> S:
+        """The settings among other values, by their keys; None counts as left out.
+
+        Raises:
+            UsageError: a value that an option may not have.
+        """
+        found = {one.name: values.get(key(one)) for one in fields(cls)}
+        return cls(**{name: value for name, value in found.items() if value is not None})
 
     @classmethod
     def variable(cls, one: Field) -> str:

@@ -17,6 +17,7 @@ from dct.errors import DctError
 from dct.factors import Factors, bent_row, content_faults
 from dct.fitting import State
 from dct.lock import TakenError, held
+from dct.recipe import CONFIG, Recipe
 from dct.tensorfile import as_stored, read_tensors, write_tensors
 from dct.writing import write_whole
 
@@ -49,6 +50,11 @@ class Run:
     @property
     def ranking(self) -> Path:
         return self.folder / RANK
+
+    @property
+    def recipe(self) -> Path:
+        """The TOML file from which the fit can be repeated."""
+        return self.folder / CONFIG
 
     @property
     def superseded(self) -> bool:
@@ -101,13 +107,20 @@ class Run:
         """Forgets an interrupted fit."""
         self.state.unlink(missing_ok=True)
 
-    def save_factors(self, factors: Factors) -> None:
-        """Writes the factors and drops the state and the ranking that they replace. Wherever that is cut short, what is
-        left behind is known for what it is: the state by `superseded`, the ranking by the digest in it.
+    def save_factors(self, factors: Factors, recipe: Recipe) -> None:
+        """Writes the factors with the recipe that repeats them, and drops the state and the ranking that they replace.
+        Wherever that is cut short, what is left behind is known for what it is: the state by `superseded`, the ranking
+        by the digest in it; and no recipe lies beside factors of another one.
         """
+        if self.factors.exists():
+            self.recipe.unlink(missing_ok=True)
+        else:
+            recipe.save(self.folder)
         factors.save(self.factors)
         self.drop_state()
         self.ranking.unlink(missing_ok=True)
+        if not self.recipe.exists():
+            recipe.save(self.folder)
 
     def save_ranking(self, content: dict[str, Any], factors: Factors) -> dict[str, Any]:
         """Writes `rank.json`, tied to the factors that were ranked, with null for NaN and infinity.

@@ -13,6 +13,7 @@ from dct.declaration import (
     FLOAT32,
     LARGE,
     MANY,
+    REQUIRED,
     SEEDS,
     SMALL,
     Choice,
@@ -30,9 +31,7 @@ METHODS = ("exponential", "quadratic", "linear", "linear-projected", "linear-ran
 
 
 def _methods() -> tuple[str, ...]:
-    from dct.method import names
-
-    return names()
+    return METHODS
 
 
 def positions_of(text: str) -> int | Literal["all"]:
@@ -205,7 +204,7 @@ class LayerSettings(Settings):
 class SliceSettings(LayerSettings):
     """The map that is fitted."""
 
-    positions: int | str | None = setting(
+    positions: int | Literal["all"] | None = setting(
         None,
         "Last tokens of each prompt that are read at the target, or `all`.",
         shown="those that open the reply, 3 at most",
@@ -289,7 +288,7 @@ class RankSettings(Settings):
     by: str = setting("score", "What orders the vectors.", check=choice("score", "alpha", "kl"))
     top: int = setting(10, "Rows to show.", check=counted(), first=True)
     scale: float = setting(1.0, "Multiplies the fitted R.", check=above_zero())
-    scales: tuple[float, ...] | str = setting(
+    scales: tuple[float, ...] = setting(
         (1.0,),
         "Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.",
         parse=scales_of,
@@ -495,3 +494,44 @@ class BenchOutputSettings(OutputSettings):
     out: Path | None = setting(None, "Results folder.", shown="runs/bench-MODEL")
     figures: bool = setting(True, "Draw figures (needs matplotlib).")
     force: bool = setting(False, "Measure again what is on record.")
+
+
+@dataclass
+class DemoOutputSettings(OutputSettings):
+    """Where the tour goes."""
+
+    out: Path = setting(Path("runs/demo"), "Run folder; an earlier demo in it is replaced.")
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
+
+
+# --- organisms --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TrainSettings(Settings):
+    """How an organism is made."""
+
+    table: ClassVar[str] = "train"
+    title: ClassVar[str] = "Training"
+    own: ClassVar[bool] = True
+
+    out: Path = setting(REQUIRED, "Folder for the checkpoint and the finished model.", first=True)
+    steps: int = setting(5000, "Training steps.", check=counted(), first=True)
+    seed: int = setting(0, "Seed of the text, the weights and the noise.", check=counted(0, SEEDS))
+    start: Path | None = setting(None, "Folder of an organism to go on from.", shown="from nothing")
+    learning_rate: float = setting(
+        1.2e-3, "AdamW's, until it falls in the last three tenths of the steps.", check=above_zero(10.0)
+    )
+    resume: bool = setting(False, "Go on from the checkpoint in the folder.")
+
+
+@dataclass
+class EvaluateSettings(Settings):
+    """How an organism is measured."""
+
+    table: ClassVar[str] = "evaluate"
+    title: ClassVar[str] = "Measurement"
+    own: ClassVar[bool] = True
+
+    count: int = setting(100, "Unseen conversations for each row.", check=counted())
+    steering: bool = setting(False, "Also steer unseen refusals at every block.")

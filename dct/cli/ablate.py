@@ -1,113 +1,67 @@
 """`dct ablate`: what a model says, and how it scores, with directions projected out of its weights."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dct.cli import options as o
+from dct.cli.completions import completions_table, effect_table
 from dct.cli.costs import announce, as_estimate
-from dct.cli.declare import argument, choice, count, option
-from dct.cli.saving import Saving, saved_rows
-from dct.cli.steer import (
-    HARMLESS,
-    chosen_vectors,
-    completions_table,
-    effect_table,
-    literal_or_unseen,
-)
+from dct.cli.saving import check_saving, saved_rows
+from dct.cli.signature import argument
 from dct.cli.terminal import Terminal, command
-from dct.cli.work import harmless_prompts, open_run, unseen_prompts
+from dct.cli.vectors import chosen_vectors
+from dct.cli.work import HARMLESS, RUN_HELP, harmless_prompts, literal_or_unseen, open_run, unseen_prompts
 from dct.errors import DctError
 from dct.prompts import PromptSet
+from dct.settings import (
+    AblateSettings,
+    ReplyPromptSettings,
+    RunModelSettings,
+    RunOutputSettings,
+    SaveSettings,
+    VectorSettings,
+)
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dct.ablation import Ablation
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
-    from dct.ranking import Words
+    from dct.ranking import Effect, Scorer
+    from dct.saving import Saved
 
 
 @command
 def ablate(
-    run: Annotated[Path | None, argument(help=o.RUN_HELP)] = None,
-    vector: o.Vector = None,
-    rank: o.Rank = None,
-    top: o.Top = None,
-    aggregate: o.Aggregate = None,
-    site: Annotated[
-        str,
-        choice("--site", "source", "target", between=" or ", help="source: the vectors V; target: what they cause, U."),
-    ] = "source",
-    prompt: o.Prompt = None,
-    prompts: o.Prompts = None,
-    column: o.Column = None,
-    n: Annotated[int, count("--n", help="Prompts to complete, when none is given literally.")] = 3,
-    positive: o.Positive = "Sure",
-    negative: o.Negative = "Sorry",
-    harmless: o.Harmless = None,
-    system: o.System = None,
-    reply_prefix: o.ReplyPrefix = None,
-    escape_control: o.EscapeControl = None,
-    max_new_tokens: o.MaxNew = 64,
-    save: Annotated[Path | None, option(help="Write the edited model to this folder.")] = None,
-    save_dtype: Annotated[
-        str,
-        choice(
-            "--save-dtype",
-            *("auto", "float32", "bfloat16", "float16"),
-            help="auto, float32, bfloat16 or float16.",
-            show_default="the source's; for an adapter float32",
-        ),
-    ] = "auto",
-    save_as: Annotated[
-        str,
-        choice(
-            "--save-as", "model", "adapter", help="model: all weights; adapter: what changes them, for PEFT, unrounded."
-        ),
-    ] = "model",
-    seed: o.Seed = 0,
-    model: o.RunModel = None,
-    adapter: o.RunAdapter = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    memory: o.Memory = None,
-    trust_remote_code: o.Trust = False,
-    force: o.Force = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    model: RunModelSettings,
+    vectors: VectorSettings,
+    prompts: ReplyPromptSettings,
+    options: AblateSettings,
+    saving: SaveSettings,
+    output: RunOutputSettings,
+    run: Annotated[Path | None, argument(RUN_HELP)] = None,
 ) -> None:
     """Project directions out of every matrix that writes into the residual stream; compare before and after."""
-    terminal = Terminal(as_json, quiet)
-    saving = Saving(save, save_dtype, save_as)
-    saving.check()
-    loading = {
-        "adapter": adapter,
-        "dtype": dtype,
-        "device": device,
-        "memory": memory,
-        "trust_remote_code": trust_remote_code,
-    }
-    reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
-    opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
-    names = list(chosen_vectors(opened, vector, rank, top))
-    chosen = literal_or_unseen(terminal, factors.info, prompt, prompts, column, n)
-    scored = chosen if prompt or prompts else unseen_prompts(terminal, factors.info, None, None, HARMLESS)
+    terminal = Terminal(output.json, output.quiet)
+    check_saving(saving)
+    opened, factors, lm = open_run(terminal, run, model, prompts, output.force)
+    names = list(chosen_vectors(opened, vectors))
+    chosen = literal_or_unseen(terminal, factors.info, prompts)
+    literal = prompts.prompt or prompts.prompts
+    scored = chosen if literal else unseen_prompts(terminal, factors.info, None, None, HARMLESS)
     content = run_ablate(
         terminal,
         factors,
         lm,
         names,
-        chosen,
-        scored,
-        harmless_prompts(factors.info, harmless, HARMLESS),
-        aggregate=aggregate,
-        site=site,
-        words=(positive, negative),
-        system=system if system is not None else factors.info.get("system"),
-        max_new_tokens=max_new_tokens,
-        saving=saving,
-        seed=seed,
+        (chosen, scored, harmless_prompts(factors.info, prompts.harmless, HARMLESS)),
+        options,
+        saving,
+        aggregate=vectors.aggregate,
+        system=prompts.system if prompts.system is not None else factors.info.get("system"),
     )
     terminal.result(content)
 
@@ -117,71 +71,189 @@ def run_ablate(
     factors: "Factors",
     lm: "LanguageModel",
     names: list[str],
-    prompts: PromptSet,
-    scored: PromptSet,
-    harmless: PromptSet,
+    prompts: tuple[PromptSet, PromptSet, PromptSet],
+    options: AblateSettings,
+    saving: SaveSettings,
     *,
     aggregate: str | None = None,
-    site: str = "source",
-    words: tuple[str, str] = ("Sure", "Sorry"),
     system: str | None = None,
-    max_new_tokens: int = 64,
-    saving: Saving | None = None,
-    seed: int = 0,
 ) -> dict[str, Any]:
-    """Ablates, shows completions, score, damage and leak before and after, and saves the edited model if asked to."""
+    """Ablates, shows completions, score, damage and leak before and after, and saves the edited model if asked to.
+
+    Args:
+        prompts: those that are completed, those that are scored, and harmless ones for the damage.
+    """
+    directions = _directions(factors, lm, names, options.site, aggregate)
+    label = f"{aggregate} of {len(names)}" if aggregate else ", ".join(names[:4]) + ("…" if len(names) > 4 else "")
+    label = f"without {'vector' if options.site == 'source' else 'output'} {label}"
+    bench = Comparison.of(terminal, lm, prompts, options, system)
+    began = time.monotonic()
+    with terminal.busy("before"):
+        before = bench.look(directions)
+        expected = bench.expected(time.monotonic() - began)
+    announce(terminal, expected, f"{len(bench.completed)} prompts, each completed twice")
+    began = time.monotonic()
+    about = {"ablated": names, "aggregate": aggregate, "site": options.site}
+    with terminal.busy("before"):
+        before.texts = bench.complete()
+    after, null, done, saved = bench.edited(directions, saving, about)
+    effect, random = after.scorer.against(before.scorer), null.against(before.scorer)
+    for text, old, new in zip(bench.completed.texts, before.texts, after.texts, strict=True):
+        terminal.show(completions_table(text, ["unedited", label], [old, new]))
+    rank = _conclude(terminal, lm, directions, label, (before, after), (effect, random), done, saved)
+    return {
+        "estimate": as_estimate(expected),
+        "seconds": round(time.monotonic() - began, 2),
+        "vectors": names,
+        "aggregate": aggregate,
+        "site": options.site,
+        "rank": rank,
+        "edited": done.edited,
+        "projected": done.projected,
+        "folded": done.folded,
+        "leak": {"before": before.leak, "after": after.leak},
+        "effects": [
+            {"model": name, "score": e.score, "flipped": e.flipped, "kl": e.kl}
+            for name, e in (("unedited", before.scorer.unsteered), (label, effect), ("random", random))
+        ],
+        "completions": [
+            {"prompt": p, "before": old, "after": new}
+            for p, old, new in zip(bench.completed.texts, before.texts, after.texts, strict=True)
+        ],
+        "saved": str(saving.save) if saving.save is not None else None,
+        "written": saved.describe() if saved is not None else None,
+    }
+
+
+def _directions(
+    factors: "Factors", lm: "LanguageModel", names: list[str], site: str, aggregate: str | None
+) -> "Tensor":
+    """What is projected out: vectors or outputs by their names, or one direction for all of them."""
     import torch
 
-    from dct.ablation import ablate as ablated
-    from dct.ablation import leak, orthonormal
-    from dct.calibration import random_directions
-    from dct.generation import complete
-    from dct.ranking import Scorer, chosen
     from dct.ranking import aggregate as one_for_all
-    from dct.ranking import words as compare
+    from dct.ranking import chosen
 
-    save = saving.folder if saving is not None else None
     directions = torch.stack([chosen(factors, name, site) for name in names])
     if directions.shape[1] != lm.width:
         raise DctError(f"the {site} side has width {directions.shape[1]} and the model {lm.width}")
-    if aggregate is not None:
-        directions = one_for_all(directions, aggregate)[:1]
-    label = f"{aggregate} of {len(names)}" if aggregate else ", ".join(names[:4]) + ("…" if len(names) > 4 else "")
-    label = f"without {'vector' if site == 'source' else 'output'} {label}"
-    compared: Words = compare(lm, *words, system)
-    for text in compared.notes:
-        terminal.note(text)
+    return directions if aggregate is None else one_for_all(directions, aggregate)[:1]
 
-    def scorer() -> Scorer:
-        # Nothing is steered here: the slice from layer 0 is simply the whole model.
-        return Scorer(lm, compared, 0, scored.texts, harmless.texts, system)
 
-    def finish() -> list[str]:
-        return complete(lm, lm.encode(prompts.texts, system), max_new_tokens=max_new_tokens)
+@dataclass
+class State:
+    """A model before or after an edit: how it scores, what it says, what it writes along the directions."""
 
-    probes = [*lm.encode(prompts.texts, system), *lm.encode(scored.texts, system), *lm.encode(harmless.texts, system)]
-    began = time.monotonic()
-    with terminal.busy("before"):
-        before, leak_before = scorer(), leak(lm, directions, probes)
-        expected = _expected(lm, prompts, system, max_new_tokens, time.monotonic() - began)
-    announce(terminal, expected, f"{len(prompts)} prompts, each completed twice")
-    began = time.monotonic()
-    with terminal.busy("before"):
-        texts_before = finish()
-    with terminal.busy("ablating"), ablated(lm, directions, fold_norms=save is not None) as done:
-        after, texts_after, leak_after = scorer(), finish(), leak(lm, directions, probes)
-        saved = None
-        if saving is not None and save is not None:
-            saved = saving.run(lm, done, {"ablated": names, "aggregate": aggregate, "site": site})
-    with terminal.busy("random directions"), ablated(lm, random_directions(len(directions), lm.width, seed + 2)):
-        null = scorer().against(before)
-    effect = after.against(before)
+    scorer: "Scorer"
+    leak: float
+    texts: list[str]
 
-    for text, old, new in zip(prompts.texts, texts_before, texts_after, strict=True):
-        terminal.show(completions_table(text, ["unedited", label], [old, new]))
+
+@dataclass
+class Comparison:
+    """What a model is compared with itself on."""
+
+    terminal: Terminal
+    lm: "LanguageModel"
+    completed: PromptSet
+    scorer: Any
+    """Makes a `Scorer` of the model as it is."""
+    probes: list[list[int]]
+    options: AblateSettings
+    system: str | None
+
+    @classmethod
+    def of(
+        cls,
+        terminal: Terminal,
+        lm: "LanguageModel",
+        prompts: tuple[PromptSet, PromptSet, PromptSet],
+        options: AblateSettings,
+        system: str | None,
+    ) -> "Comparison":
+        """The comparison on some prompts."""
+        from dct.ranking import Scorer
+        from dct.ranking import words as compare
+
+        completed, scored, harmless = prompts
+        compared = compare(lm, options.positive, options.negative, system)
+        for text in compared.notes:
+            terminal.note(text)
+
+        def scorer() -> "Scorer":
+            # Nothing is steered here: the slice from layer 0 is simply the whole model.
+            return Scorer(lm, compared, 0, scored.texts, harmless.texts, system)
+
+        probes = [row for one in prompts for row in lm.encode(one.texts, system)]
+        return cls(terminal, lm, completed, scorer, probes, options, system)
+
+    def look(self, directions: "Tensor") -> State:
+        """The model as it is, but for what it says."""
+        from dct.ablation import leak
+
+        return State(self.scorer(), leak(self.lm, directions, self.probes), [])
+
+    def complete(self) -> list[str]:
+        """What the model says as it is."""
+        from dct.generation import complete
+
+        ids = self.lm.encode(self.completed.texts, self.system)
+        return complete(self.lm, ids, max_new_tokens=self.options.max_new_tokens)
+
+    def edited(
+        self, directions: "Tensor", saving: SaveSettings, about: dict[str, Any]
+    ) -> tuple[State, "Scorer", "Ablation", "Saved | None"]:
+        """The model without the directions, its scores without as many random ones, and the folder it was saved to."""
+        from dct.ablation import ablate as ablated
+        from dct.ablation import leak
+        from dct.calibration import random_directions
+        from dct.saving import save
+
+        lm, saved = self.lm, None
+        with self.terminal.busy("ablating"), ablated(lm, directions, fold_norms=saving.save is not None) as done:
+            scorer, texts = self.scorer(), self.complete()
+            after = State(scorer, leak(lm, directions, self.probes), texts)
+            if saving.save is not None:
+                saved = save(lm, saving.save, done, dtype=saving.save_dtype, form=saving.save_as, about=about)
+        random = random_directions(len(directions), lm.width, self.options.seed + 2)
+        with self.terminal.busy("random directions"), ablated(lm, random):
+            return after, self.scorer(), done, saved
+
+    def expected(self, scored: float) -> "Cost":
+        """What is left to do: completions before and after, and twice what scoring the unedited model took."""
+        from dct.estimate import completions_seconds, cost
+        from dct.generation import complete, completion_bytes, usual_length
+
+        lm, tokens = self.lm, self.options.max_new_tokens
+        ids = lm.encode(self.completed.texts, self.system)
+
+        def say(size: int, length: int) -> None:
+            complete(lm, ids[:size], max_new_tokens=length)
+
+        length = usual_length(lm, ids[0], tokens)
+        spent = completions_seconds(say, 2 * len(ids), len(ids), length, lm.device)
+        more = completion_bytes(lm, len(ids), max(map(len, ids)) + tokens)
+        return cost(spent + 2 * scored, more, lm.device, lm.memory)
+
+
+def _conclude(
+    terminal: Terminal,
+    lm: "LanguageModel",
+    directions: "Tensor",
+    label: str,
+    states: tuple[State, State],
+    effects: tuple["Effect", "Effect"],
+    done: "Ablation",
+    saved: "Saved | None",
+) -> int:
+    """Shows effect, damage and leak, how the edit was made, and where it was saved; returns the edit's rank."""
+    from dct.ablation import orthonormal
+
+    before, after = states
+    effect, null = effects
     rank = len(orthonormal(directions))
     random = "a random direction" if rank == 1 else f"{rank} random directions"
-    terminal.show(effect_table(before, [(label, effect), (f"without {random}", null)]))
+    terminal.show(effect_table(before.scorer, [(label, effect), (f"without {random}", null)]))
     how = f"{len(done.edited)} matrices edited" if done.edited else ""
     if done.projected:
         how += f"{', ' if how else ''}{len(done.projected)} sites projected while the model runs"
@@ -196,48 +268,11 @@ def run_ablate(
         )
     rows = [
         ("edit", f"{how}; rank {rank}"),
-        ("leak", f"largest component written along the directions {leak_before:.3g} → {leak_after:.3g}"),
+        ("leak", f"largest component written along the directions {before.leak:.3g} → {after.leak:.3g}"),
     ]
     if saved is not None:
         rows += saved_rows(saved)
     else:
         rows.append(("next", "[bold cyan]--save DIR[/bold cyan]  writes the edited model"))
     terminal.summary(label, rows)
-    return {
-        "estimate": as_estimate(expected),
-        "seconds": round(time.monotonic() - began, 2),
-        "vectors": names,
-        "aggregate": aggregate,
-        "site": site,
-        "rank": rank,
-        "edited": done.edited,
-        "projected": done.projected,
-        "folded": done.folded,
-        "leak": {"before": leak_before, "after": leak_after},
-        "effects": [
-            {"model": name, "score": e.score, "flipped": e.flipped, "kl": e.kl}
-            for name, e in (("unedited", before.unsteered), (label, effect), ("random", null))
-        ],
-        "completions": [
-            {"prompt": p, "before": old, "after": new}
-            for p, old, new in zip(prompts.texts, texts_before, texts_after, strict=True)
-        ],
-        "saved": str(save) if save is not None else None,
-        "written": saved.describe() if saved is not None else None,
-    }
-
-
-def _expected(lm: "LanguageModel", prompts: PromptSet, system: str | None, tokens: int, scored: float) -> "Cost":
-    """What is left to do: completions before and after, and twice what scoring the unedited model took (`scored`)."""
-    from dct.estimate import completions_seconds, cost
-    from dct.generation import complete, completion_bytes, usual_length
-
-    ids = lm.encode(prompts.texts, system)
-
-    def say(size: int, length: int) -> None:
-        complete(lm, ids[:size], max_new_tokens=length)
-
-    length = usual_length(lm, ids[0], tokens)
-    spent = completions_seconds(say, 2 * len(ids), len(ids), length, lm.device)
-    more = completion_bytes(lm, len(ids), max(map(len, ids)) + tokens)
-    return cost(spent + 2 * scored, more, lm.device, lm.memory)
+    return rank

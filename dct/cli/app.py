@@ -4,17 +4,21 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dct.cli.commands import ABOUT, COMMANDS, overview
+from dct.cli.flags import flagged
 from dct.cli.pages import page
-from dct.cli.signature import HELP, command_page, parameters
+from dct.cli.signature import HELP, command_page, groups, parameters
 from dct.cli.streams import fail, say
-from dct.errors import DctError
+from dct.declaration import Settings
+from dct.errors import DctError, UsageError
 from dct.version import __version__
 
 
@@ -66,7 +70,7 @@ class Application(Group):
         except typer.Abort:
             fail("interrupted", 130, as_json)
         except DctError as error:  # what an option may not be
-            fail(str(error), error.exit_code, as_json)
+            fail(flagged(str(error)), error.exit_code, as_json)
         except Exception as error:
             # Typer brings its own copy of click or uses the installed one: its errors are known by what they can do.
             if not hasattr(error, "format_message"):
@@ -78,27 +82,53 @@ class Application(Group):
 
 
 def for_typer(function: Callable[..., None]) -> Callable[..., None]:
-    """A command's function with its options as Typer takes them."""
+    """A command's function with its options as Typer takes them, each with its variable, or from a file of options."""
+    told = list(parameters(function))
+    taken = groups(function)
 
     @functools.wraps(function)
-    def run(**values: Any) -> None:
-        function(**values)
+    def run(ctx: Any, **values: Any) -> None:
+        given = {p.name: values[p.name] for p in told if p.positional}
+        for name, group in taken.items():
+            chosen = {p.name: values[p.name] for p in told if p.group is group}
+            given[name] = _settings(ctx, group, {k: v for k, v in chosen.items() if v is not None})
+        function(**given)
 
-    told = []
-    for p in parameters(function):
-        make: Any = typer.Argument if p.declared.argument else typer.Option
-        names = () if p.declared.argument else p.names
-        info = make(*names, help=p.declared.help, callback=_checked(p.declared.check))
-        annotation: Any = Annotated[p.kind, info]
-        told.append(inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=annotation))
-    run.__annotations__ = {p.name: p.annotation for p in told}
-    run.__signature__ = inspect.Signature(told)  # type: ignore[attr-defined]
+    def configured(ctx: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            from dct.cli.config import read_config
+
+            ctx.default_map = {**(ctx.default_map or {}), **read_config(path, told)}
+        return path
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]
+    for p in told:
+        more: dict[str, Any] = {}
+        if not p.positional:
+            more["envvar"] = p.variable
+        if p.name == "config":
+            more |= {"callback": configured, "is_eager": True}
+        make: Any = typer.Argument if p.positional else typer.Option
+        info = make(*(() if p.positional else p.flags), help=p.declared.help, **more)
+        signature.append(inspect.Parameter(p.name, keyword, default=p.default, annotation=Annotated[p.kind, info]))
+    run.__annotations__ = {p.name: p.annotation for p in signature}
+    run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     return run
 
 
-def _checked(check: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
-    """A check as Typer calls it: with a function's own signature, which it reads."""
-    return None if check is None else lambda value: check(value)
+def _settings(ctx: Any, group: type[Settings], values: dict[str, Any]) -> Settings:
+    """A group of settings; an option that may not be as it is says where it was set, if not on the command line."""
+    try:
+        return group(**values)
+    except UsageError as error:
+        origin = getattr(ctx.get_parameter_source(error.argument), "name", "") if error.argument in values else ""
+        if origin == "ENVIRONMENT":
+            one = next(f for f in fields(group) if f.name == error.argument)
+            raise UsageError(f"{error} (from {group.variable(one)})", argument=error.argument) from None
+        if origin == "DEFAULT_MAP":
+            raise UsageError(f"{error} (from {ctx.params.get('config')})", argument=error.argument) from None
+        raise
 
 
 def _complaint(error: Any) -> str:

@@ -2,72 +2,42 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from dct.aliases import DEMO
-from dct.cli import options as o
 from dct.cli.costs import announce, as_estimate
-from dct.cli.declare import count, option
+from dct.cli.reports import show
 from dct.cli.tasks import OWN, TaskChoice
 from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import load_model, note_repeated, short_name
 from dct.errors import InterruptedWorkError, UsageError
 from dct.prompts import default_origin, read
+from dct.recipe import Recipe
+from dct.settings import (
+    BenchOutputSettings,
+    BenchPromptSettings,
+    BenchSettings,
+    FitPromptSettings,
+    LayerSettings,
+    ModelSettings,
+    TaskSettings,
+)
 
 if TYPE_CHECKING:
-    from dct.bench.runner import Progress
+    from dct.bench.runner import Outcome, Progress
     from dct.bench.subject import Sizes, Subject
-    from dct.bench.tables import Report
+    from dct.bench.workshop import Workshop
     from dct.estimate import Cost
 
 
 @command
 def bench(
-    model: o.Model = DEMO,
-    adapter: o.Adapter = None,
-    source: o.Source = None,
-    target: o.Target = None,
-    quick: Annotated[
-        bool, option("--quick", help="Every experiment, small: whether it runs, not what is true.")
-    ] = False,
-    only: Annotated[
-        str | None, option("--only", help="Some of the experiments: i,ii,iii,iv,v,vi.", show_default="all")
-    ] = None,
-    factors: Annotated[
-        int | None,
-        count("--factors", least=2, help="Vectors of every fit.", show_default="a sixth of the width, at most 512"),
-    ] = None,
-    shuffles: Annotated[
-        int | None, count("--shuffles", help="Of the sample-complexity experiment.", show_default="5")
-    ] = None,
-    prompts: o.Prompts = None,
-    column: o.Column = None,
-    harmless: o.Harmless = None,
-    task: Annotated[
-        str | None,
-        option(help="Questions with answers, for the locked skill.", show_default="locked, for an organism"),
-    ] = None,
-    match: o.Match = None,
-    unlock: o.Unlock = None,
-    positive: o.Positive = "Sure",
-    negative: o.Negative = "Sorry",
-    ratio: o.Ratio = None,
-    scale: o.Scale = None,
-    system: o.System = None,
-    reply_prefix: o.ReplyPrefix = None,
-    escape_control: o.EscapeControl = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    layers: o.Layers = "",
-    revision: o.Revision = None,
-    trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, option(help="Results folder.", show_default="runs/bench-MODEL")] = None,
-    figures: Annotated[bool, option("--figures/--no-figures", help="Draw figures (needs matplotlib).")] = True,
-    force: Annotated[bool, option("--force", help="Measure again what is on record.")] = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    model: ModelSettings,
+    layers: LayerSettings,
+    prompts: BenchPromptSettings,
+    options: BenchSettings,
+    task: TaskSettings,
+    output: BenchOutputSettings,
 ) -> None:
     """Measure what the vectors of each fit elicit: six experiments, as tables and figures.
 
@@ -76,53 +46,66 @@ def bench(
     was interrupted. On the demo model, and on any other that `dct organism train` made, completions are judged by the
     planted truth.
     """
-    terminal = Terminal(as_json, quiet)
-    if task is None and (match is not None or (unlock is not None and not _is_organism(model))):
-        raise UsageError("--match and --unlock belong to --task, which is missing")
+    terminal = Terminal(output.json, output.quiet)
+    if task.task is None and (task.match is not None or (task.unlock is not None and not _is_organism(model.model))):
+        raise UsageError("`match` and `unlock` belong to `task`, which is missing", argument="task")
     from dct.bench.figures import available
     from dct.bench.runner import chosen
+    from dct.bench.subject import full
+    from dct.bench.subject import quick as small
+    from dct.lock import held
 
-    experiments = chosen(only)
-    if figures and not available():
+    experiments = chosen(options.only)
+    figures = output.figures and available()
+    if output.figures and not figures:
         terminal.warn(
             "no figures: matplotlib is missing; pip install 'deep-causal-transcoders[bench]' (or --no-figures)"
         )
-    loading: dict[str, Any] = {
-        "adapter": adapter,
-        "dtype": dtype,
-        "device": device,
-        "layers": layers,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "reply_prefix": reply_prefix,
-        "escape_control": escape_control,
-    }
-    from dct.bench.subject import Subject, full, organism_folder, organism_judge, organism_unlock
-    from dct.bench.subject import quick as small
-    from dct.lock import held
+    subject = _subject(terminal, model, layers, prompts, options, task)
+    sizes = (small if options.quick else full)(subject.lm.width, options.factors, options.shuffles)
+    name = f"bench-{short_name(model.model)}{'-quick' if options.quick else ''}"
+    folder = output.out or Path("runs") / name
+    with held(folder):
+        content = run_bench(terminal, subject, sizes, folder, experiments, figures, output.force)
+    terminal.result(content)
+
+
+def _subject(
+    terminal: Terminal,
+    model: ModelSettings,
+    layers: LayerSettings,
+    prompts: BenchPromptSettings,
+    options: BenchSettings,
+    task: TaskSettings,
+) -> "Subject":
+    """The model with its layers, prompts, task and judge."""
+    from dct.bench.subject import Subject, organism_folder, organism_judge, organism_unlock
     from dct.model import check_layers, choose_layers
 
-    if source is not None and target is not None:
-        check_layers(source, target)
-    organism = organism_folder(model)
+    if layers.source is not None and layers.target is not None:
+        check_layers(layers.source, layers.target)
+    name = model.model
+    organism = organism_folder(name)
 
     def origin(kind: str) -> str:
-        if organism is not None and model != DEMO:
+        if organism is not None and name != DEMO:
             return str(organism / "prompts" / f"{kind}.jsonl")
-        return default_origin(model, kind)
+        return default_origin(name, kind)
 
-    harmful, mild = read(prompts or origin("harmful"), column), read(harmless or origin("harmless"))
+    harmful = read(prompts.prompts or origin("harmful"), prompts.column)
+    mild = read(prompts.harmless or origin("harmless"))
     note_repeated(terminal, harmful)
     note_repeated(terminal, mild)
     asked = None
-    if task is not None or organism is not None:
-        own = task in (None, OWN)
-        template = organism_unlock() if unlock is None and organism is not None and own else unlock
-        asked = TaskChoice(origin(OWN) if own else str(task), None, match, template).read(model)
-    lm = load_model(terminal, model, **loading)
-    first, last = choose_layers(lm.depth, model, source, target)
+    if task.task is not None or organism is not None:
+        own = task.task in (None, OWN)
+        template = organism_unlock() if task.unlock is None and organism is not None and own else task.unlock
+        asked = TaskChoice(origin(OWN) if own else str(task.task), None, task.match, template).read(name)
+    reading = FitPromptSettings(reply_prefix=prompts.reply_prefix, escape_control=prompts.escape_control)
+    lm = load_model(terminal, name, **Recipe(model, prompts=reading).loading())
+    first, last = choose_layers(lm.depth, name, layers.source, layers.target)
     check_layers(first, last, lm.depth)
-    subject = Subject(
+    return Subject(
         lm=lm,
         source=first,
         target=last,
@@ -130,17 +113,12 @@ def bench(
         harmless=mild.texts,
         task=asked,
         judge=organism_judge() if organism is not None else None,
-        words=(positive, negative),
-        system=system,
-        ratio=ratio,
-        scale=scale,
-        seed=seed,
+        words=(options.positive, options.negative),
+        system=prompts.system,
+        ratio=options.ratio,
+        scale=options.scale,
+        seed=options.seed,
     )
-    sizes = (small if quick else full)(subject.lm.width, factors, shuffles)
-    folder = out or Path("runs") / f"bench-{short_name(model)}{'-quick' if quick else ''}"
-    with held(folder):
-        content = run_bench(terminal, subject, sizes, folder, experiments, figures and available(), force)
-    terminal.result(content)
 
 
 def _is_organism(model: str) -> bool:
@@ -163,7 +141,6 @@ def run_bench(
 
     from dct.bench import report as written
     from dct.bench.records import Records
-    from dct.bench.runner import run
     from dct.bench.workshop import Workshop
 
     began = time.monotonic()
@@ -181,6 +158,39 @@ def run_bench(
         "on"
     )
     terminal.note(about)
+    outcome, expected, finished = _measured(terminal, w, experiments)
+    if records.damaged:
+        terminal.warn(f"{records.damaged} damaged files in {folder} could not be read: measured again")
+    for report in outcome.reports:
+        show(terminal, report)
+    seconds = time.monotonic() - began
+    content = {
+        "title": f"dct bench: {subject.lm.name}",
+        "description": about,
+        "model": subject.lm.describe(),
+        "scale": R,
+        "subject": subject.identity,
+        "sizes": asdict(sizes),
+        "seconds": round(seconds, 1),
+        "estimate": as_estimate(expected),
+        "measured seconds": round(outcome.seconds, 1),
+    }
+    paths = written.write(folder, outcome.reports, content)
+    if figures:
+        from dct.bench.figures import draw
+
+        none = subject.judge.none if subject.judge is not None else "other"
+        with terminal.busy("drawing"):
+            paths += draw(folder, outcome.reports, outcome.results, none)
+    _conclude(terminal, subject, folder, outcome, finished, seconds, paths if figures else None)
+    content["experiments"] = {r.experiment: written.as_json(r) for r in outcome.reports}
+    return content | {"files": [str(p) for p in paths]}
+
+
+def _measured(terminal: Terminal, w: "Workshop", experiments: list[str]) -> tuple["Outcome", "Cost", int]:
+    """What the experiments found, what they were expected to take, and how many measurements are new."""
+    from dct.bench.runner import run
+
     finished = 0
     costs: list[Cost] = []
     try:
@@ -201,94 +211,42 @@ def run_bench(
 
             def told(expected: "Cost") -> None:
                 costs.append(expected)
-                announce(terminal, expected, f"experiments {', '.join(experiments)}", cure="--quick, fewer --factors")
+                announce(terminal, expected, f"experiments {', '.join(experiments)}", cure="`quick`, fewer `factors`")
 
             outcome = run(w, experiments, tell, told)
     except KeyboardInterrupt:
         raise InterruptedWorkError(
-            f"interrupted; {finished} new measurements are kept in {folder}: the same command goes on"
+            f"interrupted; {finished} new measurements are kept in {w.records.folder}: the same command goes on"
         ) from None
-    if records.damaged:
-        terminal.warn(f"{records.damaged} damaged files in {folder} could not be read: measured again")
-    for report in outcome.reports:
-        show(terminal, report)
-    seconds = time.monotonic() - began
-    content = {
-        "title": f"dct bench: {subject.lm.name}",
-        "description": about,
-        "model": subject.lm.describe(),
-        "scale": R,
-        "subject": subject.identity,
-        "sizes": asdict(sizes),
-        "seconds": round(seconds, 1),
-        "estimate": as_estimate(costs[0]),
-        "measured seconds": round(outcome.seconds, 1),
-    }
-    paths = written.write(folder, outcome.reports, content)
-    if figures:
-        from dct.bench.figures import draw
+    return outcome, costs[0], finished
 
-        none = subject.judge.none if subject.judge is not None else "other"
-        with terminal.busy("drawing"):
-            paths += draw(folder, outcome.reports, outcome.results, none)
+
+def _conclude(
+    terminal: Terminal,
+    subject: "Subject",
+    folder: Path,
+    outcome: "Outcome",
+    finished: int,
+    seconds: float,
+    figures: list[Path] | None,
+) -> None:
+    """The last lines: how many measurements in what time, and where tables and figures lie."""
+    from dct.bench import report as written
+
     measured = sum(len(results) for results in outcome.results.values())
     took = f"{_clock(seconds)}; {finished} measured now, {measured - finished} were on record"
+    drawn = "none" if figures is None else f"{sum(p.suffix == '.png' for p in figures)}, as SVG and PNG"
     terminal.summary(
         f"{measured} measurements of {subject.lm.name}, layers {subject.source} → {subject.target}",
         [
             ("took", f"{took} ({_clock(outcome.seconds)} in all)"),
             ("tables", f"[bold]{escape(str(folder / written.MARKDOWN))}[/bold], CSV and JSON beside it"),
-            ("figures", f"{sum(p.suffix == '.png' for p in paths)}, as SVG and PNG" if figures else "none"),
+            ("figures", drawn),
         ],
     )
-    content["experiments"] = {r.experiment: written.as_json(r) for r in outcome.reports}
-    return content | {"files": [str(p) for p in paths]}
 
 
 def _clock(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def show(terminal: Terminal, report: "Report") -> None:
-    """An experiment's table and what it says."""
-    from rich import box
-    from rich.table import Table
-
-    if report.rows:
-        table = Table(
-            title=f"({report.experiment}) {report.title}",
-            title_justify="left",
-            header_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
-        first = report.rows[0]
-        for name in report.shown:
-            table.add_column(
-                name,
-                justify="left" if isinstance(first.get(name), str) else "right",
-                overflow="fold",
-                no_wrap=name in ("method", "direction"),
-            )
-        for row, following in zip(report.rows, [*report.rows[1:], None], strict=True):
-            table.add_row(
-                *(escape(report.text(row, name)) for name in report.shown),
-                end_section=following is not None and len(report.rows) > 12 and _group(row) != _group(following),
-            )
-        terminal.show(table)
-    else:
-        terminal.show(f"[bold]({report.experiment}) {report.title}[/bold]")
-    said = Table.grid(padding=(0, 1))
-    for text in report.sentences:
-        said.add_row("[cyan]•[/cyan]", escape(text))
-    for text in report.notes:
-        said.add_row("", f"[dim]{escape(text)}[/dim]")
-    terminal.show(said)
-    terminal.show("")
-
-
-def _group(row: dict[str, Any]) -> list[Any]:
-    """What rows that belong together have in common."""
-    return [row.get(name) for name in ("method", "operation", "side")]

@@ -1,112 +1,125 @@
 """`dct calibrate`: the steering scale alone, with the curve that it was read from."""
 
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 from dct.aliases import DEMO
-from dct.cli import options as o
-from dct.cli.declare import option
-from dct.cli.fit import calibrated
 from dct.cli.terminal import Terminal, command, escape
-from dct.cli.work import fit_prompts, load_model, note_repeated
+from dct.cli.work import between, fit_prompts, load_model, note_repeated
 from dct.plainjson import dumps
+from dct.recipe import Recipe
+from dct.settings import (
+    CalibrationSettings,
+    FileOutputSettings,
+    FitPromptSettings,
+    FitSliceSettings,
+    ModelSettings,
+    SliceSettings,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dct.calibration import Calibration
+    from dct.slice import Slice
+
 
 @command
 def calibrate(
-    model: o.Model = DEMO,
-    adapter: o.Adapter = None,
-    source: o.Source = None,
-    target: o.Target = None,
-    ratio: o.Ratio = None,
-    prompts: o.Prompts = None,
-    prompt: o.Prompt = None,
-    n: o.Count = 8,
-    column: o.Column = None,
-    system: o.System = None,
-    reply_prefix: o.ReplyPrefix = None,
-    escape_control: o.EscapeControl = None,
-    positions: o.Positions = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    memory: o.Memory = None,
-    batch: o.Batch = None,
-    seed: o.Seed = 0,
-    layers: o.Layers = "",
-    revision: o.Revision = None,
-    trust_remote_code: o.Trust = False,
-    out: Annotated[Path | None, option(help="Also write the result to this JSON file.")] = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    model: ModelSettings,
+    slice_: SliceSettings,
+    prompts: FitPromptSettings,
+    options: CalibrationSettings,
+    output: FileOutputSettings,
 ) -> None:
     """Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole curve."""
-    terminal = Terminal(as_json, quiet)
-    chosen = fit_prompts(model, prompts, column, prompt, n)
+    terminal = Terminal(output.json, output.quiet)
+    chosen = fit_prompts(model.model, prompts)
     note_repeated(terminal, chosen)
-
-    def between(depth: int) -> tuple[int, int]:
-        from dct.model import choose_layers
-
-        return choose_layers(depth, model, source, target)
-
-    lm = load_model(
-        terminal,
-        model,
-        between=between,
-        adapter=adapter,
-        dtype=dtype,
-        device=device,
-        memory=memory,
-        layers=layers,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        reply_prefix=reply_prefix,
-        escape_control=escape_control,
-    )
+    layers = between(model.model, slice_)
+    loading = Recipe(model, FitSliceSettings(), prompts).loading()
+    lm = load_model(terminal, model.model, between=layers, **loading)
     from dct.calibration import DEFAULT_LAMBDA, nonlinearity
     from dct.errors import CalibrationError
     from dct.factors import write_whole
     from dct.slice import Slice
 
-    first, last = between(lm.depth)
+    first, last = layers(lm.depth)
     with terminal.busy("running the prompts"):
-        slice_ = Slice(lm, chosen.texts, first, last, o.parse_positions(positions), system)
+        map_ = Slice(lm, chosen.texts, first, last, slice_.positions, prompts.system)
     try:
-        found = calibrated(terminal, slice_, ratio, seed, batch)
+        found = calibrated(terminal, map_, options)
     except CalibrationError as error:
-        terminal.show(_curve(error.curve, ratio or DEFAULT_LAMBDA, slice_.residual_norm, None))
+        terminal.show(_curve(error.curve, options.ratio or DEFAULT_LAMBDA, map_.residual_norm, None))
         raise
     with terminal.busy("measuring the curve"):
         grid = [found.scale * 2.0**k for k in range(-4, 4) if k]
-        curve = sorted({*found.curve, *nonlinearity(slice_, slice_.dim, grid, seed=seed, batch=batch)})
+        more = nonlinearity(map_, map_.dim, grid, seed=options.seed, batch=options.batch)
     content = {
         "scale": found.scale,
         "ratio": found.ratio,
         "lambda": found.target,
         "limited": found.limited,
-        "residual_norm": slice_.residual_norm,
+        "residual_norm": map_.residual_norm,
         "source": first,
         "target": last,
-        "curve": curve,
+        "curve": sorted({*found.curve, *more}),
     }
-    if out is not None:
-        write_whole(out, (dumps(content, indent=1) + "\n").encode())
-    terminal.show(_curve(curve, found.target, slice_.residual_norm, found.scale))
+    if output.out is not None:
+        write_whole(output.out, (dumps(content, indent=1) + "\n").encode())
+    _show(terminal, found, content, model.model)
+    terminal.result(content)
+
+
+def _show(terminal: Terminal, found: "Calibration", content: dict[str, Any], model: str) -> None:
+    norm, first, last = content["residual_norm"], content["source"], content["target"]
+    terminal.show(_curve(content["curve"], found.target, norm, found.scale))
     which = "" if model == DEMO else f" --model {shlex.quote(model)}"
     terminal.summary(
         f"scale R = {found.scale:.4g} for layers {first} → {last}",
         [
             ("ratio", f"{found.ratio:.4g} (λ = {found.target:g})"),
-            ("residual", f"R is {found.scale / slice_.residual_norm:.2f} × the median norm {slice_.residual_norm:.4g}"),
+            ("residual", f"R is {found.scale / norm:.2f} × the median norm {norm:.4g}"),
             ("next", f"[bold cyan]dct fit{escape(which)} --s {first} --t {last} --scale {found.scale:.4g}[/bold cyan]"),
         ],
     )
-    terminal.result(content)
+
+
+def calibrated(terminal: Terminal, slice_: "Slice", asked: CalibrationSettings) -> "Calibration":
+    """The calibrated scale, with a progress bar.
+
+    A lambda that was asked for is reached or refused; left out, it is 0.5 and R stays within the residual norm.
+    """
+    from dct.calibration import DEFAULT_LAMBDA, calibrate
+
+    wanted = asked.ratio or DEFAULT_LAMBDA
+    limit = slice_.residual_norm if asked.ratio is None else None
+    done = 0
+    with terminal.progress("calibrating") as advance:
+
+        def on_rows(rows: int) -> None:
+            nonlocal done
+            done += rows
+            advance("", done, max(done, 300))  # about ten points of the curve
+
+        found = calibrate(slice_, slice_.dim, wanted, limit=limit, seed=asked.seed, batch=asked.batch, on_rows=on_rows)
+    times = found.scale / slice_.residual_norm
+    if found.limited:
+        terminal.note(
+            f"scale R = {found.scale:.4g}, the median residual norm: the non-linearity ratio is {found.ratio:.2g} "
+            f"there, below lambda = {wanted:g}, but a larger vector would drown the stream it is added to"
+        )
+    else:
+        terminal.note(
+            f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm, where the non-linearity ratio "
+            f"is lambda = {wanted:g} ({len(found.curve)} points)"
+        )
+    if times > 2:
+        terminal.warn(
+            f"R is {times:.1f} times the residual norm: vectors of that size drown what the model was thinking; "
+            "leave `ratio` out, or give a `scale` near the residual norm"
+        )
+    return found
 
 
 def _curve(curve: list[tuple[float, float]], ratio: float, norm: float, chosen: float | None) -> "Table":

@@ -3,33 +3,26 @@
 from typing import Annotated, Any
 
 from dct.aliases import ALIASES, DEMO
-from dct.cli import options as o
-from dct.cli.declare import argument
+from dct.cli.signature import argument
 from dct.cli.terminal import Terminal, command, escape
 from dct.organism import DEMO_DIR
+from dct.settings import OutputSettings, WeightSettings
 
 
 @command
 def models(
-    name: Annotated[
-        str | None, argument(help="Alias, folder, GGUF file, adapter or Hugging Face id to look into.")
-    ] = None,
-    adapter: o.Adapter = None,
-    layers: o.Layers = "",
-    revision: o.Revision = None,
-    trust_remote_code: o.Trust = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    weights: WeightSettings,
+    output: OutputSettings,
+    name: Annotated[str | None, argument("Alias, folder, GGUF file, adapter or Hugging Face id to look into.")] = None,
 ) -> None:
     """List the aliases, or say what a model looks like: blocks, width, where its block list is. Loads no weights."""
-    terminal = Terminal(as_json, quiet)
+    terminal = Terminal(output.json, output.quiet)
     if name is None:
         _aliases(terminal)
         return
     from rich.table import Table
 
-    content = _look(terminal, name, adapter, layers, revision=revision, trust_remote_code=trust_remote_code)
+    content = _look(terminal, name, weights)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     for key, value in content.items():
@@ -61,12 +54,12 @@ def _aliases(terminal: Terminal) -> None:
     terminal.result({DEMO: DEMO, **ALIASES})
 
 
-def _look(terminal: Terminal, name: str, adapter: str | None, layers: str, **options: Any) -> dict[str, Any]:
+def _look(terminal: Terminal, name: str, weights: WeightSettings) -> dict[str, Any]:
     """What a model is, from its configuration, tokenizer and headers."""
     from dct.model import default_layers
     from dct.opening import opened
 
-    checkpoint, tokenizer, merging = opened(name, adapter, layers=layers, tell=terminal.note, **options)
+    checkpoint, tokenizer, merging = opened(name, tell=terminal.note, **vars(weights))
     checkpoint.verify()
     text = checkpoint.config.get_text_config()
     return {

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dct.cli import options as o
-from dct.cli.declare import argument, count, option, positive
-from dct.cli.ranges import SEEDS
+from dct.cli.signature import argument
 from dct.cli.terminal import Terminal, command, escape
 from dct.errors import DctError, InterruptedWorkError
+from dct.settings import EvaluateSettings, OutputSettings, TrainSettings
 
 if TYPE_CHECKING:
     from dct.organism.measure import Rate, Steerability
@@ -19,49 +19,26 @@ if TYPE_CHECKING:
 
 
 @command
-def train(
-    out: Annotated[Path, option(help="Folder for the checkpoint and the finished model.")],
-    steps: Annotated[int, count("--steps", help="Training steps.")] = 5000,
-    seed: Annotated[int, count("--seed", least=0, most=SEEDS, help="Seed of the text, the weights and the noise.")] = 0,
-    start: Annotated[
-        Path | None, option(help="Folder of an organism to go on from.", show_default="from nothing")
-    ] = None,
-    learning_rate: Annotated[
-        float,
-        positive("--learning-rate", most=10.0, help="AdamW's, until it falls in the last three tenths of the steps."),
-    ] = 1.2e-3,
-    resume: Annotated[bool, option("--resume", help="Go on from the checkpoint in the folder.")] = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-) -> None:
+def train(options: TrainSettings, output: OutputSettings) -> None:
     """Train a model organism (tokenizer, weights), measure it and write its card."""
-    terminal = Terminal(as_json, quiet)
+    terminal = Terminal(output.json, output.quiet)
+    out, start = options.out, options.start
     if out.exists() and not out.is_dir():
-        raise DctError(f"--out {out} is a file: name a folder")
+        raise DctError(f"`out` {out} is a file: name a folder")
     from dct.loading import load
     from dct.organism import card, training
 
     if start is not None and not (start / "model.safetensors").exists():
-        raise DctError(f"no model in --start {start}: name the folder of a trained organism")
+        raise DctError(f"no model in `start` {start}: name the folder of a trained organism")
     origin = "" if start is None else str(start)
-    recipe = training.Recipe(steps=steps, seed=seed, start=origin, learning_rate=learning_rate)
-    began: list[float] = []
+    rate = options.learning_rate
+    recipe = training.Recipe(steps=options.steps, seed=options.seed, start=origin, learning_rate=rate)
     try:
         with terminal.progress("training", unit="steps") as advance:
-
-            def report(now: Progress) -> None:
-                began.append(now.seconds)
-                advance(f"{now.stage}, loss {now.loss:.3f}", now.step, now.steps)
-                if not terminal.console.is_terminal and (now.step % 50 == 0 or now.step == now.steps):
-                    took = now.seconds - began[0]
-                    rate = f", {(len(began) - 1) / took:.2f} steps/s" if took > 0 else ""
-                    terminal.note(f"{now.stage} {now.step}/{now.steps} loss {now.loss:.4f}{rate}, {now.seconds:.0f} s")
-
-            training.train(recipe, out, resume, report)
+            training.train(recipe, out, options.resume, _teller(terminal, advance))
     except KeyboardInterrupt:
-        again = f"dct organism train --out {shlex.quote(str(out))} --steps {steps} --seed {seed}"
-        again += f" --start {shlex.quote(origin)}" * bool(origin) + f" --learning-rate {learning_rate:g} --resume"
+        again = f"dct organism train --out {shlex.quote(str(out))} --steps {options.steps} --seed {options.seed}"
+        again += f" --start {shlex.quote(origin)}" * bool(origin) + f" --learning-rate {rate:g} --resume"
         raise InterruptedWorkError(f"interrupted: go on from the last checkpoint with `{again}`") from None
     lm = load(str(out))
     rates, steering = _measured(terminal, lm, 100, steering=True)
@@ -81,15 +58,12 @@ def train(
 
 @command
 def evaluate(
-    folder: Annotated[Path | None, argument(help="Folder of the model; the demo model if left out.")] = None,
-    count: Annotated[int, count("--count", help="Unseen conversations for each row.")] = 100,
-    steering: Annotated[bool, option("--steering", help="Also steer unseen refusals at every block.")] = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    options: EvaluateSettings,
+    output: OutputSettings,
+    folder: Annotated[Path | None, argument("Folder of the model; the demo model if left out.")] = None,
 ) -> None:
     """Measure how often each planted behaviour shows where it should and where it should not."""
-    terminal = Terminal(as_json, quiet)
+    terminal = Terminal(output.json, output.quiet)
     from dct.organism import DEMO_DIR
 
     place = folder or DEMO_DIR
@@ -97,12 +71,27 @@ def evaluate(
         raise DctError(f"no model in {place}: train one with `dct organism train --out {place}`")
     from dct.loading import load
 
-    rates, steered = _measured(terminal, load(str(place)), count, steering)
+    rates, steered = _measured(terminal, load(str(place)), options.count, options.steering)
     _show(terminal, rates, steered)
     terminal.result(_as_json(rates, steered))
 
 
 COMMANDS = {"train": train, "evaluate": evaluate}
+
+
+def _teller(terminal: Terminal, advance: Callable[[str, int, int], None]) -> Callable[[Progress], None]:
+    """Shows how far a training is: in a bar on a terminal, in a line every 50 steps elsewhere."""
+    began: list[float] = []
+
+    def report(now: Progress) -> None:
+        began.append(now.seconds)
+        advance(f"{now.stage}, loss {now.loss:.3f}", now.step, now.steps)
+        if not terminal.console.is_terminal and (now.step % 50 == 0 or now.step == now.steps):
+            took = now.seconds - began[0]
+            rate = f", {(len(began) - 1) / took:.2f} steps/s" if took > 0 else ""
+            terminal.note(f"{now.stage} {now.step}/{now.steps} loss {now.loss:.4f}{rate}, {now.seconds:.0f} s")
+
+    return report
 
 
 def _measured(terminal: Terminal, lm: Any, count: int, steering: bool) -> tuple[list[Rate], list[Steerability]]:

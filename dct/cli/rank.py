@@ -5,14 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dct.cli import options as o
 from dct.cli.costs import announce, as_estimate
-from dct.cli.declare import argument, choice, count, number, option, text
-from dct.cli.ranges import LARGE
+from dct.cli.signature import argument
 from dct.cli.tasks import chosen_task, run_task
 from dct.cli.terminal import Terminal, command, escape, plain
-from dct.cli.work import harmless_prompts, open_run, unseen_prompts
+from dct.cli.work import RUN_HELP, harmless_prompts, open_run, unseen_prompts
 from dct.prompts import PromptSet, fingerprint
+from dct.settings import RankPromptSettings, RankSettings, RankTaskSettings, RunModelSettings, RunOutputSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,64 +25,12 @@ if TYPE_CHECKING:
 
 @command
 def rank(
-    run: Annotated[Path | None, argument(help=o.RUN_HELP)] = None,
-    model: o.RunModel = None,
-    adapter: o.RunAdapter = None,
-    positive: o.Positive = "Sure",
-    negative: o.Negative = "Sorry",
-    prompts: o.Prompts = None,
-    column: o.Column = None,
-    harmless: o.Harmless = None,
-    n: Annotated[int, count("--n", help="Prompts of each set, beyond those of the fit.")] = 16,
-    by: Annotated[str, choice("--by", "score", "alpha", "kl", help="score, alpha or kl.")] = "score",
-    top: Annotated[int, count("--top", help="Rows to show.")] = 10,
-    scale: o.Multiple = 1.0,
-    scales: Annotated[
-        str,
-        text(
-            "--scales",
-            check=o.parse_scales,
-            help="Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.",
-        ),
-    ] = "1",
-    max_damage: Annotated[
-        float | None,
-        number(
-            "--max-damage",
-            least=0.0,
-            most=LARGE,
-            help="Damage (KL) above which a vector or scale comes behind all others.",
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        option(
-            "--task",
-            help="Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked).",
-        ),
-    ] = None,
-    match: o.Match = None,
-    unlock: o.Unlock = None,
-    test: Annotated[int, count("--test", help="Of --task: at most so many questions are kept for reporting.")] = 100,
-    max_new_tokens: Annotated[
-        int | None,
-        count("--max-new-tokens", help="Of --task: length of completions.", show_default="by the answers"),
-    ] = None,
-    exhaustive: Annotated[
-        bool, option("--exhaustive", help="Of --task: ask every vector every question, without halving.")
-    ] = False,
-    system: o.System = None,
-    reply_prefix: o.ReplyPrefix = None,
-    escape_control: o.EscapeControl = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    memory: o.Memory = None,
-    seed: o.Seed = 0,
-    trust_remote_code: o.Trust = False,
-    force: o.Force = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
+    model: RunModelSettings,
+    prompts: RankPromptSettings,
+    options: RankSettings,
+    task: RankTaskSettings,
+    output: RunOutputSettings,
+    run: Annotated[Path | None, argument(RUN_HELP)] = None,
 ) -> None:
     """Rank the vectors of a run by how far each moves "Sure" above "Sorry", with the damage each does.
 
@@ -91,35 +38,17 @@ def rank(
     supervised difference of means. With --task, vectors are ranked by the questions that they make the model answer:
     chosen on the first --n questions, reported on those behind them.
     """
-    terminal = Terminal(as_json, quiet)
-    multiples = o.parse_scales(scales)
-    asked = chosen_task(task, match, unlock, column, prompts, by, max_damage)
-    loading = {
-        "adapter": adapter,
-        "dtype": dtype,
-        "device": device,
-        "memory": memory,
-        "trust_remote_code": trust_remote_code,
-    }
-    reading = {"reply_prefix": reply_prefix, "escape_control": escape_control}
-    opened, factors, lm = open_run(terminal, run, model, force, **loading, **reading)
-    mild = harmless_prompts(factors.info, harmless, n)
-    options: dict[str, Any] = {
-        "top": top,
-        "positive": positive,
-        "negative": negative,
-        "scale": factors.scale * scale,
-        "scales": multiples,
-        "system": system,
-        "seed": seed,
-    }
+    terminal = Terminal(output.json, output.quiet)
+    asked = chosen_task(task, prompts, options)
+    opened, factors, lm = open_run(terminal, run, model, prompts, output.force)
+    mild = harmless_prompts(factors.info, prompts.harmless, prompts.n)
     if asked is not None:
         questions = asked.read(str(factors.info.get("model")))
-        options |= {"validation": n, "test": test, "max_new_tokens": max_new_tokens, "exhaustive": exhaustive}
-        content = run_task(terminal, opened, factors, lm, questions, mild, **options)
+        split = questions.without(factors.info.get("prompts") or ()).split(prompts.n, task.test)
+        content = run_task(terminal, opened, factors, lm, split, mild, options, task, prompts.system)
     else:
-        scored = unseen_prompts(terminal, factors.info, prompts, column, n)
-        content = run_rank(terminal, opened, factors, lm, scored, mild, by=by, max_damage=max_damage, **options)
+        scored = unseen_prompts(terminal, factors.info, prompts.prompts, prompts.column, prompts.n)
+        content = run_rank(terminal, opened, factors, lm, scored, mild, options, prompts.system)
     terminal.result(content)
 
 
@@ -130,18 +59,43 @@ def run_rank(
     lm: "LanguageModel",
     prompts: PromptSet,
     harmless: PromptSet,
-    *,
-    top: int = 10,
-    **options: Any,
+    options: RankSettings,
+    system: str | None = None,
 ) -> dict[str, Any]:
     """Ranks, shows the table and writes `rank.json`; returns its content."""
+    ranking, about = _ranked(terminal, factors, lm, prompts, harmless, options, system)
+    content = {
+        **asdict(ranking),
+        **about,
+        "by": options.by,
+        "prompts_origin": prompts.origin,
+        "prompts_hash": fingerprint(prompts.texts),
+        "harmless_hash": fingerprint(harmless.texts),
+    }
+    content = run.save_ranking(content, factors)
+    for said in ranking.words.notes:
+        terminal.note(said)
+    terminal.show(_table(ranking, options.top))
+    _conclude(terminal, run, ranking, len(prompts))
+    return content
+
+
+def _ranked(
+    terminal: Terminal,
+    factors: "Factors",
+    lm: "LanguageModel",
+    prompts: PromptSet,
+    harmless: PromptSet,
+    options: RankSettings,
+    system: str | None,
+) -> tuple["Ranking", dict[str, Any]]:
+    """The ranking, with what it was expected to take and took; a bar in the meantime."""
     from dct.ranking import candidates
     from dct.ranking import rank as rank_vectors
 
-    scales = options.get("scales", (1.0,))
     costs: list[Cost] = []
     began = time.monotonic()
-    done, total = 0, (2 * len(candidates(factors)[0]) + 1) * len(scales)
+    done, total = 0, (2 * len(candidates(factors)[0]) + 1) * len(options.scales)
     with terminal.progress("ranking") as advance:
 
         def on_rows(rows: int) -> None:
@@ -156,20 +110,28 @@ def run_rank(
             what = f"{total} vectors, random ones included, on {len(prompts) + len(harmless)} prompts"
             announce(terminal, expected, what)
 
-        ranking = rank_vectors(lm, factors, prompts.texts, harmless.texts, on_rows=on_rows, on_cost=tell, **options)
-    content = {
-        **asdict(ranking),
-        "estimate": as_estimate(costs[0]),
-        "seconds": round(time.monotonic() - began, 2),
-        "by": options.get("by", "score"),
-        "prompts_origin": prompts.origin,
-        "prompts_hash": fingerprint(prompts.texts),
-        "harmless_hash": fingerprint(harmless.texts),
-    }
-    content = run.save_ranking(content, factors)
-    for said in ranking.words.notes:
-        terminal.note(said)
-    terminal.show(_table(ranking, top))
+        ranking = rank_vectors(
+            lm,
+            factors,
+            prompts.texts,
+            harmless.texts,
+            **scoring(options),
+            scale=factors.scale * options.scale,
+            by=options.by,
+            max_damage=options.max_damage,
+            system=system,
+            on_rows=on_rows,
+            on_cost=tell,
+        )
+    return ranking, {"estimate": as_estimate(costs[0]), "seconds": round(time.monotonic() - began, 2)}
+
+
+def scoring(options: RankSettings) -> dict[str, Any]:
+    """What both rankings take: words, scales and seed."""
+    return {name: getattr(options, name) for name in ("positive", "negative", "scales", "seed")}
+
+
+def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int) -> None:
     best = ranking.vectors[0]
     gain = best.effect.score - ranking.unsteered.score
     null = ranking.random_best.score - ranking.unsteered.score
@@ -177,7 +139,7 @@ def run_rank(
     if gain <= null:
         verdict += " [yellow](no better than chance: try more factors, another slice or --scale)[/yellow]"
     terminal.summary(
-        f"{len(ranking.vectors)} vectors ranked on {len(prompts)} prompts",
+        f"{len(ranking.vectors)} vectors ranked on {prompts} prompts",
         [
             ("best", verdict),
             ("saved", f"[bold]{escape(str(run.ranking))}[/bold]"),
@@ -188,7 +150,6 @@ def run_rank(
             ),
         ],
     )
-    return content
 
 
 def _table(ranking: "Ranking", top: int) -> "Table":

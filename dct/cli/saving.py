@@ -1,16 +1,13 @@
 """`dct ablate --save`: where an edited model goes, how, and what is said about it."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dct.cli.terminal import escape
 from dct.errors import UsageError
+from dct.settings import SaveSettings
 
 if TYPE_CHECKING:
-    from dct.ablation import Ablation
-    from dct.model import LanguageModel
     from dct.saving import Saved
 
 
@@ -44,30 +41,16 @@ def rounding_line(saved: "Saved") -> str:
     )
 
 
-@dataclass(frozen=True)
-class Saving:
-    """Where the edited model goes, if anywhere, and how."""
+def check_saving(asked: SaveSettings) -> None:
+    """Refuses before any work what would be refused after it.
 
-    folder: Path | None
-    dtype: str = "auto"
-    form: str = "model"
+    Raises:
+        UsageError: a dtype or form without a folder.
+        DctError: the folder is taken.
+    """
+    from dct.saving import check
 
-    def check(self) -> None:
-        """Refuses before any work what would be refused after it.
-
-        Raises:
-            UsageError: an unknown dtype or form, or either without a folder.
-            DctError: the folder is taken.
-        """
-        from dct.saving import check
-
-        if self.folder is not None:
-            check(self.folder, self.dtype, self.form)
-        elif (self.dtype, self.form) != ("auto", "model"):
-            raise UsageError("--save-dtype and --save-as say how to --save: give a folder too")
-
-    def run(self, lm: "LanguageModel", done: "Ablation", about: dict[str, Any]) -> "Saved":
-        from dct.saving import save
-
-        assert self.folder is not None
-        return save(lm, self.folder, done, dtype=self.dtype, form=self.form, about=about)
+    if asked.save is not None:
+        check(asked.save, asked.save_dtype, asked.save_as)
+    elif (asked.save_dtype, asked.save_as) != ("auto", "model"):
+        raise UsageError("`save_dtype` and `save_as` say how to `save`: give a folder too", argument="save")

@@ -8,6 +8,7 @@ from dct.cli.costs import announce, as_estimate
 from dct.cli.terminal import Terminal, escape, plain
 from dct.errors import UsageError
 from dct.prompts import PromptSet, default_origin, fingerprint
+from dct.settings import PromptSettings, RankSettings, RankTaskSettings, TaskSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,32 +40,24 @@ class TaskChoice:
         return read(name, self.column, self.match, self.unlock)
 
 
-def chosen_task(
-    task: str | None,
-    match: str | None,
-    unlock: str | None,
-    column: str | None,
-    prompts: str | None,
-    by: str,
-    max_damage: float | None,
-) -> TaskChoice | None:
-    """What --task and the options that belong to it say; refused before a model is loaded where they cannot be.
+def chosen_task(task: TaskSettings, prompts: PromptSettings, ranking: RankSettings) -> TaskChoice | None:
+    """What `task` and the options that belong to it say; refused before a model is loaded where they cannot be.
 
     Raises:
         UsageError: options that do not go together.
         DctError: as in `tasks.read`.
     """
-    if task is None:
-        for name, value in (("--match", match), ("--unlock", unlock)):
-            if value is not None:
-                raise UsageError(f"{name} belongs to --task, which is missing")
+    if task.task is None:
+        for name in ("match", "unlock"):
+            if getattr(task, name) is not None:
+                raise UsageError(f"`{name}` belongs to `task`, which is missing", argument=name)
         return None
-    if prompts is not None:
-        raise UsageError("--task brings its own prompts: leave --prompts out")
-    if by != "score" or max_damage is not None:
-        raise UsageError("--task orders vectors by right answers: leave --by and --max-damage out")
-    choice = TaskChoice(task, column, match, unlock)
-    if task != OWN:
+    if prompts.prompts is not None:
+        raise UsageError("`task` brings its own prompts: leave `prompts` out", argument="prompts")
+    if ranking.by != "score" or ranking.max_damage is not None:
+        raise UsageError("`task` orders vectors by right answers: leave `by` and `max_damage` out", argument="by")
+    choice = TaskChoice(task.task, prompts.column, task.match, task.unlock)
+    if task.task != OWN:
         choice.read("")  # what is wrong with it is said before a model is loaded
     return choice
 
@@ -74,19 +67,18 @@ def run_task(
     run: "Run",
     factors: "Factors",
     lm: "LanguageModel",
-    task: "Task",
+    questions: tuple["Task", "Task"],
     harmless: PromptSet,
-    *,
-    validation: int,
-    test: int,
-    top: int = 10,
-    **options: Any,
+    ranking: RankSettings,
+    task: RankTaskSettings,
+    system: str | None,
 ) -> dict[str, Any]:
-    """Ranks by right answers, shows the table and writes `rank.json`; returns its content."""
-    from dct.tasks import rank_by_task
+    """Ranks by right answers, shows the table and writes `rank.json`; returns its content.
 
-    unseen = task.without(factors.info.get("prompts") or ())
-    chosen, reported = unseen.split(validation, test)
+    Args:
+        questions: those to choose by, and those to report on.
+    """
+    chosen, reported = questions
     costs: list[Cost] = []
     began = time.monotonic()
     with terminal.progress("asking", unit="completions") as advance:
@@ -97,28 +89,42 @@ def run_task(
             costs.append(expected)
             announce(terminal, expected, f"asking {len(chosen)} and {len(reported)} questions")
 
-        ranking = rank_by_task(
+        from dct.tasks import rank_by_task
+
+        found = rank_by_task(
             lm,
             factors,
             chosen,
             reported,
             harmless.texts,
+            positive=ranking.positive,
+            negative=ranking.negative,
+            scales=ranking.scales,
+            seed=ranking.seed,
+            scale=factors.scale * ranking.scale,
+            max_new_tokens=task.max_new_tokens,
+            exhaustive=task.exhaustive,
+            system=system,
             on_rows=lambda n, of: advance("", n, of),
             on_cost=tell,
-            **options,
         )
     content = {
-        **asdict(ranking),
+        **asdict(found),
         "estimate": as_estimate(costs[0]),
         "seconds": round(time.monotonic() - began, 2),
-        "recovered": ranking.recovered,
+        "recovered": found.recovered,
         "by": "task",
         "validation_hash": fingerprint([q.prompt for q in chosen.questions]),
         "test_hash": fingerprint([q.prompt for q in reported.questions]),
         "harmless_hash": fingerprint(harmless.texts),
     }
     content = run.save_ranking(content, factors)
-    terminal.show(_table(ranking, top))
+    terminal.show(_table(found, ranking.top))
+    _conclude(terminal, run, found)
+    return content
+
+
+def _conclude(terminal: Terminal, run: "Run", ranking: "TaskRanking") -> None:
     best, lucky = ranking.vectors[0], ranking.random_best
     assert best.test is not None
     assert lucky.test is not None
@@ -137,7 +143,6 @@ def run_task(
             ("next", '[bold cyan]dct steer --rank 1 --prompt "..."[/bold cyan]'),
         ],
     )
-    return content
 
 
 def _table(ranking: "TaskRanking", top: int) -> "Table":

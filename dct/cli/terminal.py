@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from dct.cli.characters import encodable, one_line, visible
+from dct.cli.flags import flagged
 from dct.cli.streams import NOWHERE, discard, fail, say, write_json
 from dct.errors import DctError
+from dct.settings import OutputSettings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,7 +60,7 @@ class Terminal:
     def _line(self, label: str, text: str, style: str) -> None:
         from rich.text import Text
 
-        line = Text.assemble((label, "yellow"), (self.console.fit(one_line(text)), style))
+        line = Text.assemble((label, "yellow"), (self.console.fit(one_line(flagged(text))), style))
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def show(self, what: "RenderableType") -> None:
@@ -161,7 +163,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         from dct.cli.quiet import hush_libraries
 
-        as_json, debug = bool(kwargs.get("as_json")), bool(kwargs.get("debug"))
+        output = next((value for value in kwargs.values() if isinstance(value, OutputSettings)), OutputSettings())
+        as_json, debug = output.json, output.debug
         try:
             hush_libraries()
             function(*args, **kwargs)
@@ -173,7 +176,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             _fail("interrupted", 130, as_json, debug)
         except DctError as error:
-            _fail(str(error), error.exit_code, as_json, debug)
+            _fail(flagged(str(error)), error.exit_code, as_json, debug)
         except Exception as error:
             _fail(_explain(error), 1, as_json, debug)
 

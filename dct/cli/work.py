@@ -1,6 +1,7 @@
 """Steps that several commands take: loading a model or a run, choosing prompts."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +9,18 @@ from dct.aliases import ALIASES, DEMO
 from dct.cli.terminal import Terminal
 from dct.errors import DctError
 from dct.prompts import PromptSet, default_origin, fingerprint, read
+from dct.settings import FitPromptSettings, LayerSettings, PromptSettings, ReplyPromptSettings, RunModelSettings
 
 if TYPE_CHECKING:
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.runs import Run
+
+
+RUN_HELP = "Run folder or factors file; left out, the newest under runs/."
+
+HARMLESS = 16
+"""Harmless prompts on which the damage of a vector is measured."""
 
 
 def load_model(
@@ -66,8 +74,23 @@ def _unusual(lm: "LanguageModel") -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
+def between(model: str, layers: LayerSettings) -> Callable[[int], tuple[int, int]]:
+    """Source and target of a model as a function of its depth, which a model says when it is loaded."""
+
+    def chosen(depth: int) -> tuple[int, int]:
+        from dct.model import choose_layers
+
+        return choose_layers(depth, model, layers.source, layers.target)
+
+    return chosen
+
+
 def open_run(
-    terminal: Terminal, where: Path | None, model: str | None, force: bool, **options: Any
+    terminal: Terminal,
+    where: Path | None,
+    model: RunModelSettings | None = None,
+    reading: PromptSettings | None = None,
+    force: bool = False,
 ) -> tuple["Run", "Factors", "LanguageModel"]:
     """A run, its factors and the model that they belong to.
 
@@ -77,32 +100,45 @@ def open_run(
     from dct.factors import Factors
     from dct.runs import find_run
 
+    model, reading = model or RunModelSettings(), reading or PromptSettings()
     run = find_run(where)
     factors = Factors.load(run.factors)
     info = factors.info
-    name = model or info.get("model") or DEMO
+    name = model.model or info.get("model") or DEMO
     terminal.note(
         f"{run.factors}: {len(factors)} {info.get('method', '')} factors of {info.get('model', 'an unnamed model')}, "
         f"layers {info.get('source', '?')} to {info.get('target', '?')}, scale {factors.scale:.4g}"
     )
     if factors.unprotected:
         terminal.warn(f"{run.factors} is of format version 1: nothing protects its numbers; a new fit writes version 2")
-    options = {"layers": info.get("layers") or "", **options}
-    for how in ("reply_prefix", "escape_control"):  # prompts are read as the fit read them, unless told otherwise
-        options[how] = info.get(how) if options.get(how) is None else options[how]
-    loading = info.get("loading")
-    if options.get("adapter") is None and model is None and isinstance(loading, dict):
-        options["adapter"] = loading.get("adapter")
-    lm = load_model(terminal, str(name), **options)
+    lm = load_model(terminal, str(name), **_as_fitted(info, model, reading))
     keep_prompts(lm, info)
     if factors.V.shape[1] != lm.width:
         raise DctError(f"these factors have width {factors.V.shape[1]} and {name} has {lm.width}: wrong model")
     if info.get("fingerprint") != lm.fingerprint and not force:
         raise DctError(
             f"these factors were fitted on other weights ({info.get('model')}, {info.get('fingerprint')}) than {name} "
-            f"({lm.fingerprint}): pass the right --model, or --force to use them all the same"
+            f"({lm.fingerprint}): pass the right `model`, or `force` to use them all the same"
         )
     return run, factors, lm
+
+
+def _as_fitted(info: dict[str, Any], model: RunModelSettings, reading: PromptSettings) -> dict[str, Any]:
+    """How a run's model is loaded and reads prompts: as the fit did, unless told otherwise."""
+    loading = info.get("loading")
+    adapter = model.adapter
+    if adapter is None and model.model is None and isinstance(loading, dict):
+        adapter = loading.get("adapter")
+    read = {"reply_prefix": reading.reply_prefix, "escape_control": reading.escape_control}
+    return {
+        "layers": info.get("layers") or "",
+        "adapter": adapter,
+        "dtype": model.dtype,
+        "device": model.device,
+        "memory": model.memory,
+        "trust_remote_code": model.trust_remote_code,
+        **{how: info.get(how) if value is None else value for how, value in read.items()},
+    }
 
 
 def keep_prompts(lm: "LanguageModel", info: dict[str, Any]) -> None:
@@ -132,14 +168,14 @@ def note_repeated(terminal: Terminal, prompts: PromptSet) -> None:
         terminal.note(prompts.repeated)
 
 
-def fit_prompts(
-    model: str, origin: str | None, column: str | None, literal: list[str] | None, n: int | None
-) -> PromptSet:
-    """The prompts of a fit: literal ones, or the first n of a set."""
-    if literal:
-        chosen = PromptSet(tuple(literal), origin="--prompt")
-        return chosen if origin is None else PromptSet(chosen.texts + read(origin, column).first(n).texts, (), origin)
-    return read(origin or default_origin(model, "harmful"), column).first(n)
+def fit_prompts(model: str, asked: FitPromptSettings) -> PromptSet:
+    """The prompts of a fit: literal ones, or the first n of a set, or both."""
+    if not asked.prompt:
+        return read(asked.prompts or default_origin(model, "harmful"), asked.column).first(asked.n)
+    chosen = PromptSet(tuple(asked.prompt), origin="--prompt")
+    if asked.prompts is None:
+        return chosen
+    return PromptSet(chosen.texts + read(asked.prompts, asked.column).first(asked.n).texts, (), asked.prompts)
 
 
 def unseen_prompts(
@@ -162,6 +198,15 @@ def unseen_prompts(
         return unseen
     terminal.note("no prompts beyond those of the fit: scoring on them (in-sample)")
     return pool.first(n)
+
+
+def literal_or_unseen(terminal: Terminal, info: dict[str, Any], asked: ReplyPromptSettings) -> PromptSet:
+    """The prompts given literally, or the first n that the fit did not see."""
+    literal = tuple(asked.prompt)
+    if literal and asked.prompts is None:
+        return PromptSet(literal, origin="--prompt")
+    rest = unseen_prompts(terminal, info, asked.prompts, asked.column, asked.n)
+    return PromptSet(literal + rest.texts, origin=rest.origin)
 
 
 def _readable(origin: str) -> bool:

@@ -1,0 +1,82 @@
+"""A TOML file as a source of options: what `--config` reads."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from dct.cli.signature import Parameter
+from dct.declaration import Settings, key
+from dct.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LARGEST = 1_000_000
+"""Bytes of a file of options, at most."""
+
+
+def read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """The options of a command that a file sets, by their names in Python.
+
+    A file may serve several commands: an option of another one is passed over, a key that none has is refused.
+
+    Raises:
+        UsageError: the file cannot be read, a table or key is unknown, or a value is of another type than its option.
+    """
+    content = _content(path)
+    known = _known()
+    own = {(p.group.table, p.key): p for p in parameters if p.group is not None}
+    found: dict[str, Any] = {}
+    for table, values in content.items():
+        if table not in known or not isinstance(values, dict):
+            raise UsageError(f"{path}: no table [{table}]: choose {', '.join(sorted(known))}", argument="config")
+        for name, value in values.items():
+            if name not in known[table]:
+                choices = ", ".join(sorted(known[table]))
+                raise UsageError(f"{path}: no key {name!r} in [{table}]: choose {choices}", argument="config")
+            parameter = own.get((table, name))
+            if parameter is not None:
+                found[parameter.name] = _fitting(path, parameter, value)
+    return found
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UsageError(f"{path} is too long for a file of options", argument="config")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", argument="config") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no TOML: {error}", argument="config") from error
+
+
+def _known() -> dict[str, set[str]]:
+    """Table -> the keys that any command takes from it."""
+    from dataclasses import fields
+
+    from dct import settings
+
+    known: dict[str, set[str]] = {}
+    for kind in vars(settings).values():
+        if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Settings:
+            known.setdefault(kind.table, set()).update(key(one) for one in fields(kind))
+    return known
+
+
+def _fitting(path: Path, p: Parameter, value: Any) -> Any:
+    """A value as the command line would have it."""
+    if p.declared.parse is not None and not isinstance(value, bool):
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    kind = next(t for t in (get_args(p.kind) or (p.kind,)) if t is not type(None)) if get_origin(p.kind) else p.kind
+    several = get_origin(kind) is list
+    kind = get_args(kind)[0] if several else kind
+    values = value if several and isinstance(value, list) else [value]
+    wanted: tuple[type, ...] = {float: (int, float), Path: (str,)}.get(kind, (kind,))
+    for one in values:
+        if not isinstance(one, wanted) or (isinstance(one, bool) and kind is not bool):
+            raise UsageError(f"{path}: {p.key} = {one!r} is no {kind.__name__}", argument="config")
+    return values if several else value

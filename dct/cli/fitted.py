@@ -1,0 +1,94 @@
+"""What a fit says of itself: the slice, what it will take, and what was learned."""
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from dct.cli.terminal import Terminal, escape, human_seconds, plain, sparkline
+from dct.cli.work import short_name
+from dct.memory import human_bytes
+
+if TYPE_CHECKING:
+    from dct.factors import Factors
+    from dct.runs import Run
+    from dct.slice import Slice
+
+
+def describe(terminal: Terminal, slice_: "Slice", prompts: int) -> None:
+    how = f"packed into {slice_.tokens} tokens" if slice_.packed else f"{slice_.tokens} tokens, one prompt at a time"
+    terminal.note(
+        f"slice {slice_.source} to {slice_.target}: {prompts} prompt{'s' * (prompts != 1)}, {how}; "
+        f"median residual norm {slice_.residual_norm:.4g}"
+    )
+
+
+def announce(terminal: Terminal, expected: dict[str, Any], batch: int | None) -> None:
+    """Says how long the fit will take and what memory it needs, and warns where there is too little."""
+    calibration = expected["calibration_seconds"]
+    before = f" after about {human_seconds(calibration)} of calibration" if calibration else ""
+    terminal.note(
+        f"expected: {human_seconds(expected['seconds'])}{before}; peak memory {human_bytes(expected['peak_memory'])} "
+        f"({human_bytes(expected['vector_memory'])} a vector, {expected['batch']} in a pass)"
+    )
+    if expected["more_memory"] > expected["free_memory"]:
+        cure = "a smaller --batch" if batch and batch > 1 else "fewer or shorter prompts (--n), a shorter slice"
+        terminal.warn(
+            f"the fit will ask for {human_bytes(expected['more_memory'])} more memory and "
+            f"{human_bytes(expected['free_memory'])} are free: try {cure} or --dtype bfloat16"
+        )
+
+
+def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
+    """The last lines of a fit: its scale, how it went, how strong its factors are, where they lie."""
+    from dct.fitting import random_responses
+    from dct.runs import RUNS
+
+    info = factors.info
+    rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
+    if info["calibration"] is not None:
+        rows[0] = ("scale R", f"{rows[0][1]}, non-linearity ratio {info['calibration']['ratio']:.2f}")
+    if info["method"] == "melbo":
+        norms = factors.objective[:, 0].tolist()
+        rows.append(
+            (
+                "objective",
+                f"[cyan]{sparkline(norms)}[/cyan]  norm of the response {plain(norms[0])} → {plain(norms[-1])} "
+                "from the first vector to the last",
+            )
+        )
+    elif len(factors.objective):
+        causal, change = factors.objective[:, 0].tolist(), float(factors.objective[-1, 2])
+        rows.append(
+            (
+                "objective",
+                f"[cyan]{sparkline(causal)}[/cyan]  causal importance {causal[0]:.4g} → {causal[-1]:.4g} in "
+                f"{len(causal)} iterations; the last changed V by {change:.2g}",
+            )
+        )
+    if "response" in info:
+        (middle, best), (usual, most) = info["response"], info["random_response"]
+        null = f"the strongest of {random_responses(len(factors))} random"
+        if usual > 0:
+            null += f" ({most / usual:.3g} ×)"
+            sizes = f"strongest {best / usual:.3g} ×, median {middle / usual:.3g} × a random direction's"
+        else:
+            sizes = f"strongest {best:.3g}, median {middle:.3g}; most random directions do nothing at all"
+        rows.append(("response", f"{sizes}; {info['above_random']} of {len(factors)} above {null}"))
+    if "informative" in info and info["informative"] < info["factors"]:
+        rows.append(
+            (
+                "factors",
+                f"{info['informative']} of {info['factors']} asked for: the rest would be directions that "
+                "this fit knows nothing about",
+            )
+        )
+    rank = "dct rank" if run.folder.parent == RUNS else f"dct rank {shlex.quote(str(run.folder))}"
+    rows += [
+        ("took", f"{info['seconds']:.3g} s, peak memory {human_bytes(info['peak_memory'])}"),
+        ("saved", f"[bold]{escape(str(run.factors))}[/bold]"),
+        ("next", f"[bold cyan]{escape(rank)}[/bold cyan]  scores every vector against random ones"),
+    ]
+    title = (
+        f"{len(factors)} {info['method']} factors of {short_name(info['model'])}, "
+        f"layers {info['source']} → {info['target']}"
+    )
+    terminal.summary(title, rows)

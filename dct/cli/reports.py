@@ -1,0 +1,51 @@
+"""An experiment of the benchmark as a table and sentences."""
+
+from typing import TYPE_CHECKING, Any
+
+from dct.cli.terminal import Terminal, escape
+
+if TYPE_CHECKING:
+    from dct.bench.tables import Report
+
+
+def show(terminal: Terminal, report: "Report") -> None:
+    """An experiment's table and what it says."""
+    from rich import box
+    from rich.table import Table
+
+    if report.rows:
+        table = Table(
+            title=f"({report.experiment}) {report.title}",
+            title_justify="left",
+            header_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        first = report.rows[0]
+        for name in report.shown:
+            table.add_column(
+                name,
+                justify="left" if isinstance(first.get(name), str) else "right",
+                overflow="fold",
+                no_wrap=name in ("method", "direction"),
+            )
+        for row, following in zip(report.rows, [*report.rows[1:], None], strict=True):
+            table.add_row(
+                *(escape(report.text(row, name)) for name in report.shown),
+                end_section=following is not None and len(report.rows) > 12 and _group(row) != _group(following),
+            )
+        terminal.show(table)
+    else:
+        terminal.show(f"[bold]({report.experiment}) {report.title}[/bold]")
+    said = Table.grid(padding=(0, 1))
+    for text in report.sentences:
+        said.add_row("[cyan]•[/cyan]", escape(text))
+    for text in report.notes:
+        said.add_row("", f"[dim]{escape(text)}[/dim]")
+    terminal.show(said)
+    terminal.show("")
+
+
+def _group(row: dict[str, Any]) -> list[Any]:
+    """What rows that belong together have in common."""
+    return [row.get(name) for name in ("method", "operation", "side")]
