@@ -82,7 +82,7 @@ def key(one: Field) -> str:
     return told(one).key or one.name
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class Settings:
     """A group of options that belong together.
 
@@ -103,6 +103,12 @@ class Settings:
         for one in fields(self):
             value = checked(one, getattr(self, one.name))
             setattr(self, one.name, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
 
     def changed(self: S, **values: Any) -> S:
         """A copy with other values; None leaves a value as it is.
@@ -165,9 +171,9 @@ def checked(one: Field, value: Any) -> Any:
     declared = told(one)
     if value is None:
         return None
-    if declared.parse is not None and isinstance(value, str):
+    if declared.parse is not None and isinstance(value, str | list):
         try:
-            value = declared.parse(value)
+            value = declared.parse(value if isinstance(value, str) else ",".join(map(str, value)))
         except ValueError as error:
             raise UsageError(f"`{key(one)}` {error}", argument=one.name) from None
     if declared.check is not None:

@@ -1,6 +1,5 @@
 """Prompt sets: where they come from and how they are read. Knows no model and no torch."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +60,8 @@ class PromptSet:
 
 def fingerprint(texts: Sequence[str]) -> str:
     """SHA-256 over the prompts in order."""
+    import hashlib
+
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from dct.declaration import Settings
 from dct.settings import FitPromptSettings, FitSettings, FitSliceSettings, ModelSettings
 from dct.version import __version__
-from dct.writing import write_whole
 
 CONFIG = "config.toml"
 
@@ -68,6 +67,8 @@ class Recipe:
             DctError: it cannot be written.
         """
         import tomli_w
+
+        from dct.writing import write_whole
 
         head = f"# A fit of dct {__version__}. Repeat it with: dct fit --config THIS FILE\n\n"
         tables = {group.table: group.record() for group in self.groups}

@@ -1,7 +1,7 @@
 """Every option of the package, each declared once: `dct.declaration` says what becomes of a declaration.
 
 A group is a table of a TOML file, a panel of a help page and an argument of the functions that it is for. Knows no
-torch: a help page is made of this alone.
+torch: a help page is made of this alone, and has no time for methods that `Settings` has anyway.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def _check_vectors(name: str, value: list[str]) -> None:
 DTYPES = choice("auto", "float32", "bfloat16", "float16", "float64")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class WeightSettings(Settings):
     """What a model's weights are, wherever they will lie."""
 
@@ -87,7 +87,7 @@ class WeightSettings(Settings):
     trust_remote_code: bool = setting(False, "Run model code that comes with the weights.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class ModelSettings(WeightSettings):
     """Which model, and how it is loaded."""
 
@@ -104,7 +104,7 @@ class ModelSettings(WeightSettings):
     )
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class RunModelSettings(Settings):
     """How the model of a run is loaded again."""
 
@@ -124,7 +124,7 @@ class RunModelSettings(Settings):
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class PromptSettings(Settings):
     """Which prompts, and how the model reads them."""
 
@@ -150,7 +150,7 @@ class PromptSettings(Settings):
     )
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class FitPromptSettings(PromptSettings):
     """Prompts that a slice is made of."""
 
@@ -158,7 +158,7 @@ class FitPromptSettings(PromptSettings):
     n: int = setting(8, "Use the first n prompts.", check=counted())
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class RankPromptSettings(PromptSettings):
     """Prompts that vectors are scored on."""
 
@@ -166,7 +166,7 @@ class RankPromptSettings(PromptSettings):
     harmless: str | None = setting(None, "Prompt set on which damage is measured.", shown="the harmless set")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class ReplyPromptSettings(PromptSettings):
     """Prompts that are completed."""
 
@@ -175,7 +175,7 @@ class ReplyPromptSettings(PromptSettings):
     harmless: str | None = setting(None, "Prompt set on which damage is measured.", shown="the harmless set")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class BenchPromptSettings(PromptSettings):
     """Prompts that the experiments are made on."""
 
@@ -185,7 +185,7 @@ class BenchPromptSettings(PromptSettings):
 # --- the slice --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class LayerSettings(Settings):
     """Between which layers."""
 
@@ -200,7 +200,7 @@ class LayerSettings(Settings):
     )
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class SliceSettings(LayerSettings):
     """The map that is fitted."""
 
@@ -213,7 +213,7 @@ class SliceSettings(LayerSettings):
     )
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class FitSliceSettings(SliceSettings):
     """The map that is fitted, and how it is run."""
 
@@ -227,12 +227,19 @@ class FitSliceSettings(SliceSettings):
 # --- the fit ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class CalibrationSettings(Settings):
-    """How the scale is found."""
+@dataclass(repr=False, eq=False, match_args=False)
+class SeedSettings(Settings):
+    """What chance decides."""
 
     table: ClassVar[str] = "fit"
     title: ClassVar[str] = "Fit"
+
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class CalibrationSettings(SeedSettings):
+    """How the scale is found."""
 
     ratio: float | None = setting(
         None,
@@ -242,10 +249,9 @@ class CalibrationSettings(Settings):
         check=above_zero(),
     )
     batch: int | None = setting(None, "Vectors in one pass.", shown="what memory holds", check=counted())
-    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class FitSettings(CalibrationSettings):
     """How factors are learned."""
 
@@ -275,7 +281,7 @@ BETTER = "The word that a good vector makes likelier."
 WORSE = "The word that it makes less likely."
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class RankSettings(Settings):
     """How vectors are scored and ordered."""
 
@@ -300,7 +306,7 @@ class RankSettings(Settings):
     seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class TaskSettings(Settings):
     """Questions with answers, and how they are asked."""
 
@@ -316,7 +322,7 @@ class TaskSettings(Settings):
     unlock: str | None = setting(None, "Of a task: how the unlocked model is asked, such as 'Password xyz. {prompt}'.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class RankTaskSettings(TaskSettings):
     """How vectors are chosen by the questions that they make a model answer."""
 
@@ -330,7 +336,7 @@ class RankTaskSettings(TaskSettings):
 # --- vectors in use ---------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class VectorSettings(Settings):
     """Which vectors of a run."""
 
@@ -345,7 +351,7 @@ class VectorSettings(Settings):
     aggregate: str | None = setting(None, "Use their mean or svd instead of each of them.", check=choice("mean", "svd"))
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class SteerSettings(Settings):
     """How completions are steered."""
 
@@ -371,7 +377,7 @@ class SteerSettings(Settings):
     seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class AblateSettings(Settings):
     """What is projected out, and how it is compared."""
 
@@ -388,7 +394,7 @@ class AblateSettings(Settings):
     seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class SaveSettings(Settings):
     """Where an edited model goes, if anywhere, and how."""
 
@@ -412,7 +418,7 @@ class SaveSettings(Settings):
 # --- the benchmark ----------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class BenchSettings(Settings):
     """Which experiments, and how large."""
 
@@ -442,7 +448,7 @@ class BenchSettings(Settings):
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class OutputSettings(Settings):
     """What is shown and where; no part of a run's record."""
 
@@ -457,7 +463,7 @@ class OutputSettings(Settings):
     debug: bool = setting(False, "Show tracebacks.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class FitOutputSettings(OutputSettings):
     """Where a fit goes."""
 
@@ -466,28 +472,28 @@ class FitOutputSettings(OutputSettings):
     force: bool = setting(False, "Overwrite a run.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class RunOutputSettings(OutputSettings):
     """Output of a command that uses a run."""
 
     force: bool = setting(False, "Use factors on another model than they were fitted on.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class FileOutputSettings(OutputSettings):
     """Output that may also go to a file."""
 
     out: Path | None = setting(None, "Also write the result to this file.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class SteerOutputSettings(RunOutputSettings):
     """Output of completions."""
 
     out: Path | None = setting(None, "Also write the completions to this JSONL file.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class BenchOutputSettings(OutputSettings):
     """Where tables and figures go."""
 
@@ -496,18 +502,17 @@ class BenchOutputSettings(OutputSettings):
     force: bool = setting(False, "Measure again what is on record.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class DemoOutputSettings(OutputSettings):
     """Where the tour goes."""
 
     out: Path = setting(Path("runs/demo"), "Run folder; an earlier demo in it is replaced.")
-    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
 
 
 # --- organisms --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class TrainSettings(Settings):
     """How an organism is made."""
 
@@ -525,7 +530,7 @@ class TrainSettings(Settings):
     resume: bool = setting(False, "Go on from the checkpoint in the folder.")
 
 
-@dataclass
+@dataclass(repr=False, eq=False, match_args=False)
 class EvaluateSettings(Settings):
     """How an organism is measured."""
 

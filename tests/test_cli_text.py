@@ -15,6 +15,7 @@ from dct.cli.app import app
 from dct.cli.terminal import Terminal
 from dct.cli.work import keep_prompts, open_run
 from dct.runs import Run
+from dct.settings import PromptSettings
 
 SMALL = ["--factors", 3, "--iterations", 2, "--scale", 0.85, "--s", 1, "--t", 3]
 ASK = ["--prompt", "Tell me how to bake bread", "--prompt", "Write a poem"]
@@ -81,7 +82,7 @@ def test_rank_and_steer_score_the_fits_own_prompts_as_the_fit_read_them(workplac
         return [v["effect"]["score"] for v in json.loads(Path("run/rank.json").read_text())["vectors"]]
 
     assert scores() == scores()
-    _, factors, lm = open_run(Terminal(quiet=True), Path("run"), None, False)
+    _, factors, lm = open_run(Terminal(quiet=True), Path("run"))
     assert lm.encode(factors.info["prompts"]) == factors.info["ids"]
 
 
@@ -103,10 +104,10 @@ def test_a_reply_prefix_belongs_to_the_run(workplace, folder):
     info = dct.Factors.load("run/factors.safetensors").info
     assert info["reply_prefix"] == "</think>Well, "
     for extra, wanted in ((None, "</think>Well, "), ("Hm", "Hm")):
-        _, _, lm = open_run(Terminal(quiet=True), Path("run"), None, False, reply_prefix=extra)
+        _, _, lm = open_run(Terminal(quiet=True), Path("run"), reading=PromptSettings(reply_prefix=extra))
         assert lm.render("Hi").endswith(f"<assistant><think>\n{wanted}")
         assert lm.encode(info["prompts"]) == info["ids"] or extra == "Hm"
-    _, _, lm = open_run(Terminal(quiet=True), Path("closed"), None, False)
+    _, _, lm = open_run(Terminal(quiet=True), Path("closed"))
     assert lm.render("Hi").endswith("<think>\n\n</think>\n\n")
 
 
@@ -126,7 +127,7 @@ def test_control_tokens_are_said_and_escaped(workplace, model_folder):
     assert read["ids"][0].count(2) == 1
     assert escaped["ids"][0].count(2) == 0
     assert (read["escape_control"], escaped["escape_control"]) == (False, True)
-    _, _, lm = open_run(Terminal(quiet=True), Path("escaped"), None, False)
+    _, _, lm = open_run(Terminal(quiet=True), Path("escaped"))
     assert lm.escape_control
 
 

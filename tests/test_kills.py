@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import dct
 from dct.errors import DctError
@@ -26,6 +27,7 @@ COMMANDS = {
     "fit --force": [*FIT, "--seed", "5", "--force"],
     "rank": ["rank", "run", "--n", "2"],
     "rank --task": ["rank", "run", "--task", "locked", "--n", "2", "--test", "2", "--max-new-tokens", "4"],
+    "ablate --save": ["ablate", "run", "--rank", "1", "--n", "1", "--max-new-tokens", "4", "--save", "edited"],
     "bench": ["bench", "--quick", "--only", "i", "--factors", "4", "--shuffles", "1", "--no-figures", "--out", "bench"],
 }
 
@@ -76,21 +78,26 @@ def whole(tmp_path_factory) -> Path:
             shutil.copytree("run", out) if out != "run" else None
             if out != "run":
                 shutil.rmtree("run")
+        finish(COMMANDS["rank"])
+        finish(COMMANDS["ablate --save"])
     return folder
 
 
 def prepared(name: str, whole: Path) -> None:
-    for folder in ("run", "bench"):
+    for folder in ("run", "bench", "edited"):
         shutil.rmtree(folder, ignore_errors=True)
-    if name in ("rank", "rank --task", "fit --force"):
+    if name in ("rank", "rank --task", "fit --force", "ablate --save"):
         shutil.copytree(whole / "run", "run")
+    if name.startswith("rank"):
+        Path("run/rank.json").unlink()
 
 
 def orphans() -> list[str]:
     """Files that no command knows by their name."""
-    known = {"factors.safetensors", "state.safetensors", "rank.json", "results.json", "report.md"}
+    known = {"factors.safetensors", "state.safetensors", "rank.json", "config.toml", "results.json", "report.md"}
     files = [p for folder in ("run", "bench") for p in Path(folder).rglob("*") if p.is_file()]
-    return [
+    beside = {p.name for p in Path().iterdir()} - {"run", "bench", "edited"}
+    return [*beside] + [
         str(p)
         for p in files
         if p.name not in known and (p.name.startswith(".") or p.parent.name not in ("cells", "fits", "bench"))
@@ -116,9 +123,14 @@ def check(name: str, whole: Path) -> None:
         one, other = dct.Factors.load(run.factors), dct.Factors.load(wanted)
         assert all(torch.equal(getattr(one, t), getattr(other, t)) for t in ("V", "U", "alpha", "objective"))
         assert not run.superseded or finish(COMMANDS["rank"]) is None
-    else:
+    elif not Path("edited").exists():  # it appears whole or not at all
         finish(COMMANDS[name])
     assert orphans() == []
+    if name == "ablate --save":
+        one, other = (load_file(folder / "model.safetensors") for folder in (Path("edited"), whole / "edited"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[tensor], other[tensor]) for tensor in one)
+        return
     if name == "bench":
         assert Path("bench/results.json").exists()
     else:
@@ -127,7 +139,17 @@ def check(name: str, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "after"), [("fit", 2), ("fit", 14), ("fit --force", 13), ("rank", 2), ("rank --task", 1), ("bench", 9)]
+    ("name", "after"),
+    [
+        ("fit", 2),
+        ("fit", 14),
+        ("fit --force", 13),
+        ("rank", 2),
+        ("rank --task", 1),
+        ("ablate --save", 3),
+        ("ablate --save", 8),
+        ("bench", 9),
+    ],
 )
 def test_killed_before_a_change_of_the_folder(whole, workplace, name, after):
     prepared(name, whole)
@@ -138,7 +160,7 @@ def test_killed_before_a_change_of_the_folder(whole, workplace, name, after):
     check(name, whole)
 
 
-@pytest.mark.parametrize("name", ["fit", "rank"])
+@pytest.mark.parametrize("name", ["fit", "rank", "ablate --save"])
 def test_killed_at_any_time(whole, workplace, name):
     prepared(name, whole)
     child = start(COMMANDS[name])

@@ -108,7 +108,7 @@ def test_json_holds_no_number_that_json_lacks():
 
 def printed(monkeypatch, terminal: bool, encoding: str = "utf-8") -> str:
     """What every way of printing makes of a hostile text."""
-    from dct.cli.steer import _growing, completions_table
+    from dct.cli.completions import completions_table, growing
 
     buffer = io.BytesIO()
     stream = io.TextIOWrapper(buffer, encoding=encoding, errors="strict", write_through=True)
@@ -126,7 +126,7 @@ def printed(monkeypatch, terminal: bool, encoding: str = "utf-8") -> str:
         advance(HOSTILE, 1, 2)
     with shown.busy(HOSTILE):
         pass
-    with _growing(shown, HOSTILE, ["a", HOSTILE]) as grow:
+    with growing(shown, HOSTILE, ["a", HOSTILE]) as grow:
         if grow is not None:
             grow(1, HOSTILE)
     return buffer.getvalue().decode(encoding)
@@ -233,7 +233,7 @@ def test_commands_on_hostile_prompts_and_names(workplace, model_folder):
 
 PTY = """
 import sys
-from dct.cli.steer import _growing, completions_table
+from dct.cli.completions import completions_table, growing
 from dct.cli.terminal import Terminal
 from test_terminal import HOSTILE
 terminal = Terminal()
@@ -241,7 +241,7 @@ assert terminal.live
 terminal.note(HOSTILE)
 with terminal.progress(HOSTILE) as advance:
     advance(HOSTILE, 1, 2)
-with _growing(terminal, HOSTILE, ["a", HOSTILE]) as grow:
+with growing(terminal, HOSTILE, ["a", HOSTILE]) as grow:
     grow(0, HOSTILE)
     grow(1, HOSTILE)
 terminal.show(completions_table(HOSTILE, ["a", "b"], [HOSTILE, HOSTILE]))

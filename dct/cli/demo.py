@@ -18,6 +18,7 @@ from dct.settings import (
     ModelSettings,
     RankSettings,
     SaveSettings,
+    SeedSettings,
     SteerSettings,
 )
 
@@ -29,19 +30,19 @@ MULTIPLE = 1.5
 
 
 @command
-def demo(output: DemoOutputSettings) -> None:
+def demo(options: SeedSettings, output: DemoOutputSettings) -> None:
     """Fit, rank, steer and ablate on the model that ships with the package: start to finish in under a minute."""
     terminal = Terminal(output.json, output.quiet)
     _heading(terminal, "1  fit", "find steering vectors, without labels", f"dct fit --factors {FACTORS}")
     recipe = Recipe(
-        ModelSettings(model=DEMO, dtype="float32", device="cpu"), fit=FitSettings(factors=FACTORS, seed=output.seed)
+        ModelSettings(model=DEMO, dtype="float32", device="cpu"), fit=FitSettings(factors=FACTORS, seed=options.seed)
     )
     run, factors, lm = run_fit(terminal, recipe, FitOutputSettings(out=output.out, force=True), whole=True)
     unseen = unseen_prompts(terminal, factors.info, None, None, HARMLESS)
     harmless = harmless_prompts(factors.info, None, HARMLESS)
     _heading(terminal, "2  rank", "which of them turn a refusal into an answer", f"dct rank --scales {MULTIPLE}")
-    options = RankSettings(top=5, scales=(MULTIPLE,))
-    ranking = run_rank(terminal, run, factors, lm, unseen, harmless, options)
+    asked = RankSettings(top=5, scales=(MULTIPLE,))
+    ranking = run_rank(terminal, run, factors, lm, unseen, harmless, asked)
     ranked = {str(v["vector"]): v["scale"] for v in ranking["vectors"]}
     best = dict(list(ranked.items())[:1])
     _heading(terminal, "3  steer", "add the best one to the residual stream", "dct steer --rank 1")
