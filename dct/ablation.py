@@ -117,7 +117,7 @@ def ablate(
                 continue
             if fold_norms:
                 why = "does not fit into memory" if away else "has no weights that could be edited"
-                raise DctError(f"{site.name} of {lm.name} {why}: ablate without --save")
+                raise DctError(f"{site.name} of {lm.name} {why}: leave `fold_norms` out")
             done.projected.append(site.name)
             if site.module is None:
                 watch[site.block] = lm.layers[site.block]

@@ -67,7 +67,7 @@ def locate_non_finite(
         for stop in range(1, len(calls) + 1):
             if not bool(torch.isfinite(replay(lm, source, calls[:stop], stream)).all()):
                 return non_finite(lm, source + stop - 1, "under steering")
-    return f"the steered stream entering block {source} of {lm.name} is not finite: lower --scale"
+    return f"the steered stream entering block {source} of {lm.name} is not finite: lower `scale`"
 
 
 # --- readout ----------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def _reads_out(lm: LanguageModel) -> bool:
         handle.remove()
     if bool(own.isnan().any()) or not bool(own.isfinite().any()):
         raise NonFiniteError(
-            f"the final norm or head of {lm.name} puts out NaN or infinity: --dtype float32 or a lower --scale"
+            f'the final norm or head of {lm.name} puts out NaN or infinity: try `dtype="float32"` or a lower `scale`'
         )
     bound = max(1e-4, 8 * torch.finfo(lm.dtype).eps) * (1 + float(own[own.isfinite()].abs().max()))
     for aside in (True, False):

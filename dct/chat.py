@@ -114,12 +114,12 @@ class Chat:
                 if rendered.given is None:
                     raise DctError(
                         f"{self._template} changes the prompt: its control tokens cannot be told from the template's; "
-                        "leave --escape-control out"
+                        "leave `escape_control` out"
                     )
                 return encode_escaped(self.tokenizer, text, rendered.given, special=not self.has_template)
             self.tell(
                 "control",
-                f"the prompt holds control tokens {shown}: they are read as such; --escape-control reads them as text",
+                f"the prompt holds control tokens {shown}: they are read as such; `escape_control` reads them as text",
             )
         return list(self.tokenizer(text, add_special_tokens=not self.has_template)["input_ids"])
 
@@ -181,14 +181,14 @@ class Chat:
                     self._found(prompt, None, opened=True)
                 except DctError:
                     return DctError(f"{self._template} fails: {failed}")
-                return DctError(f"{self._template} takes no system message ({failed}); drop --system")
+                return DctError(f"{self._template} takes no system message ({failed}); drop `system`")
             return DctError(f"{self._template} fails: {failed}")
         if USER_MARK in lost:
             return DctError(
                 f"{self._template} leaves (part of) the prompt out, whether it is given as text or as parts: what the "
                 f"model would read is not the prompt {prompt[:60]!r}; mend the template"
             )
-        return DctError(f"{self._template} leaves the system message out: drop --system, or put it into the prompts")
+        return DctError(f"{self._template} leaves the system message out: drop `system`, or put it into the prompts")
 
     def _rendered(self, messages: list[Message], opened: bool) -> tuple[str, bool]:
         """What transformers makes of messages, and whether that changes with the time."""
@@ -222,7 +222,7 @@ class Chat:
         self.tell(
             "thought",
             f"{self._template} opens a thought ({tag}) although it is told not to: it is closed again with {end}, so "
-            "that a reply is scored; --reply-prefix TEXT begins replies otherwise",
+            "that a reply is scored; `reply_prefix` begins replies otherwise",
         )
         return closed(reply, tag, end)
 

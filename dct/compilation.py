@@ -27,7 +27,7 @@ def check_choice(choice: str) -> None:
         UsageError: that.
     """
     if choice not in CHOICES:
-        raise UsageError(f"unknown --compile {choice!r}: choose {', '.join(CHOICES)}")
+        raise UsageError(f"unknown `compile` {choice!r}: choose {', '.join(CHOICES)}", argument="compile")
 
 
 def pays(choice: str, expected_seconds: float) -> bool:

@@ -73,7 +73,7 @@ def encode_escaped(
         if any(k in known for k in read):
             raise DctError(
                 f"this tokenizer has {', '.join(dict.fromkeys(known[k] for k in read if k in known))} among its words "
-                "and cannot read them as text: leave --escape-control out, or take them out of the prompt"
+                "and cannot read them as text: leave `escape_control` out, or take them out of the prompt"
             )
         ids += read
         position = stop

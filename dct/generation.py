@@ -95,7 +95,7 @@ def complete(
             texts.update(zip(places, said, strict=True))
             return places
 
-        in_batches(run, len(group), batch, lm.device, "lower --max-new-tokens")
+        in_batches(run, len(group), batch, lm.device, "lower `max_new_tokens`")
     return [texts[k] for k in range(len(prompts))]
 
 

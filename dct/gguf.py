@@ -107,7 +107,9 @@ def _header(path: Path, stream: BinaryIO) -> Header:
     texts, kinds = values.pop(TOKENS, []), values.pop(KINDS, [])
     controls = {text: number for number, (text, kind) in enumerate(zip(texts, kinds, strict=False)) if kind == CONTROL}
     if values.get("split.count", 0) > 1:
-        raise DctError(f"{path} is one piece of a split GGUF file: put the pieces together (llama-gguf-split --merge)")
+        raise DctError(
+            f"{path} is one piece of a split GGUF file: put the pieces together (llama-gguf-split merges them)"
+        )
     shapes, types, ends = {}, {}, 0
     for _ in range(tensors):
         name = _text(stream)

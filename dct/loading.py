@@ -66,7 +66,7 @@ def load(
         UsageError: an unknown dtype or device; layers out of order.
     """
     if dtype != "auto" and dtype not in DTYPES:
-        raise UsageError(f"unknown --dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
+        raise UsageError(f"unknown `dtype` {dtype!r}: choose auto, {', '.join(DTYPES)}", argument="dtype")
     say = tell or (lambda remark: None)
     place = device_of(device)
     with _unpacking(name):
@@ -82,7 +82,7 @@ def load(
                 blocks = range(source, target)
         placing = Placement.of(checkpoint, blocks, dtype, place, memory)
         if merging is not None and (placing.spills or device == "map"):
-            raise DctError(f"{name} does not fit into memory, where its adapter is merged: try --dtype bfloat16")
+            raise DctError(f'{name} does not fit into memory, where its adapter is merged: try `dtype="bfloat16"`')
         for remark in placing.remarks:
             say(remark)
         model, offload = _read(name, checkpoint, blocks, placing, place, spread=device == "map")
@@ -149,7 +149,7 @@ def _read(
         try:
             model = model.to(place)  # type: ignore[arg-type]
         except RuntimeError as error:
-            raise DctError(f"cannot place {name} on {place}: {first_line(error)}; try --device cpu") from error
+            raise DctError(f'cannot place {name} on {place}: {first_line(error)}; try `device="cpu"`') from error
     return model, offload
 
 

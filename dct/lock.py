@@ -67,9 +67,9 @@ def _taken(folder: Path, made: list[Path], new: bool) -> Callable[[], None]:
 
 def _make(folder: Path, made: list[Path], new: bool) -> None:
     if folder.exists() and not folder.is_dir():
-        raise DctError(f"--out {folder} is a file: name a folder")
+        raise DctError(f"`out` {folder} is a file: name a folder")
     if new and folder.exists():
-        raise TakenError(f"{folder} is there already: choose another --out")
+        raise TakenError(f"{folder} is there already: choose another `out`")
     for path in [*reversed(folder.parents), folder]:
         try:
             path.mkdir()
@@ -78,7 +78,7 @@ def _make(folder: Path, made: list[Path], new: bool) -> None:
             if path.is_dir() and not (new and path == folder):
                 continue
             if isinstance(error, FileExistsError) and new and path == folder:
-                raise TakenError(f"{folder} is there already: choose another --out") from error
+                raise TakenError(f"{folder} is there already: choose another `out`") from error
             raise unwritable(folder, error) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise unwritable(folder, PermissionError(13, os.strerror(13)))
@@ -110,7 +110,7 @@ def _lock(folder: Path) -> Callable[[], None] | None:
 
 
 def _taken_by_another(folder: Path) -> TakenError:
-    return TakenError(f"another dct is writing into {folder}: wait until it has finished, or choose another --out")
+    return TakenError(f"another dct is writing into {folder}: wait until it has finished, or choose another `out`")
 
 
 def _lock_by_file(folder: Path) -> Callable[[], None]:

@@ -124,7 +124,7 @@ def human_bytes(n: int) -> str:
 
 
 def parse_bytes(text: str | None) -> int | None:
-    """`--memory`: "8GB", "7.5 GiB", "900MB"; a bare number is in gigabytes.
+    """`memory` in bytes: "8GB", "7.5 GiB", "900MB"; a bare number is in gigabytes.
 
     Raises:
         UsageError: none of these.
@@ -136,7 +136,7 @@ def parse_bytes(text: str | None) -> int | None:
     try:
         size = float(digits) * UNITS[unit]
     except (ValueError, KeyError):
-        raise UsageError(f"--memory must be a size such as 8GB or 900MB: got {text!r}") from None
+        raise UsageError(f"`memory` must be a size such as 8GB or 900MB: got {text!r}", argument="memory") from None
     if not 0 < size < float("inf"):
-        raise UsageError(f"--memory must be positive: got {text!r}")
+        raise UsageError(f"`memory` must be positive: got {text!r}", argument="memory")
     return int(size)

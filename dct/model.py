@@ -189,7 +189,7 @@ class LanguageModel:
             DctError: no prompts, an empty prompt, one that is no text, or one longer than the model's context.
         """
         if not prompts:
-            raise DctError("no prompts: give --prompts a file with at least one line, or a literal --prompt")
+            raise DctError("no prompts: `prompts` must hold one at least")
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         rows = []
         for number, prompt in enumerate(prompts, start=1):
@@ -256,7 +256,7 @@ def find_layers(model: PreTrainedModel, path: str = "") -> tuple[str, nn.ModuleL
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     if depth is None:
         raise DctError(
-            f"the config does not say how many blocks there are; name their list with --layers: {candidates}"
+            f"the config does not say how many blocks there are; name their list with `layers`: {candidates}"
         )
     found = [name for name, m in lists.items() if len(m) == depth]
     if len(found) > 1:  # a tower for images may be as deep as the one for text
@@ -265,7 +265,7 @@ def find_layers(model: PreTrainedModel, path: str = "") -> tuple[str, nn.ModuleL
         found = [name for name in found if id(lists[name]) in inside] or found
     if len(found) != 1:
         how_many = "no list" if not found else f"{len(found)} lists"
-        raise DctError(f"{how_many} of {depth} blocks found; name one with --layers. The model has: {candidates}")
+        raise DctError(f"{how_many} of {depth} blocks found; name one with `layers`. The model has: {candidates}")
     return found[0], lists[found[0]]
 
 
@@ -298,9 +298,14 @@ def check_layers(source: int, target: int, depth: int | None = None) -> None:
         DctError: target lies outside the model.
     """
     if source < 0 or target <= source:
-        raise UsageError(f"the source layer must lie below the target layer, from 0 on: got --s {source} --t {target}")
+        raise UsageError(
+            f"the source layer must lie below the target layer, from 0 on: got `source` {source}, `target` {target}",
+            argument="target",
+        )
     if depth is not None and target > depth:
-        raise DctError(f"the model has {depth} blocks, so --t is at most {depth}: got --s {source} --t {target}")
+        raise DctError(
+            f"the model has {depth} blocks, so `target` is at most {depth}: got `source` {source}, `target` {target}"
+        )
 
 
 def tensor_fingerprint(model: nn.Module) -> str:

@@ -60,7 +60,7 @@ class Placement:
             if place.type == "cpu" and checkpoint.divisible and chosen == torch.float32 and size[chosen] > room:
                 remarks.append(
                     f"bfloat16, since {what} takes {human_bytes(size[chosen])} in float32 and "
-                    f"{human_bytes(free)} of memory are free; --dtype float32 insists"
+                    f'{human_bytes(free)} of memory are free; `dtype="float32"` insists'
                 )
                 chosen = torch.bfloat16
         needed, there = human_bytes(size[chosen]), f"{human_bytes(free)} of memory are free"
@@ -76,7 +76,7 @@ class Placement:
                 "after the other, which takes longer"
             )
         elif spills:
-            cure = "a shorter slice" if chosen != torch.float32 else "--dtype bfloat16 or a shorter slice"
+            cure = "a shorter slice" if chosen != torch.float32 else '`dtype="bfloat16"` or a shorter slice'
             remarks.append(f"{what} takes {needed} and {there}: expect to run out of it; try {cure}")
         return cls(chosen, spills, room, tuple(remarks))
 
@@ -100,10 +100,12 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"unknown --device {name!r}: try auto, cpu, cuda, cuda:1, mps or map") from error
+        raise UsageError(
+            f"unknown `device` {name!r}: try auto, cpu, cuda, cuda:1, mps or map", argument="device"
+        ) from error
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, True):
-        raise DctError(f"this machine or this torch has no {device.type}: try --device cpu")
+        raise DctError(f'this machine or this torch has no {device.type}: try `device="cpu"`')
     return device
 
 

@@ -99,7 +99,7 @@ def records(origin: str) -> list[Any]:
         raise DctError(f"no prompt set {origin!r}: it is a pipe or device; name a file")
     raise DctError(
         f"no prompt set {origin!r}: give a file (.txt, .jsonl, .json, .csv), one of {', '.join(PACKAGED)}, "
-        "hf:dataset:split:column, or a literal --prompt"
+        "hf:dataset:split:column, or a literal `prompt`"
     )
 
 
@@ -171,11 +171,11 @@ def _column(records: Sequence[dict[Any, Any]], column: str | None, origin: str) 
     if lacking and len(lacking) < len(records) and column in names:
         raise DctError(
             f"{origin} has no column {column} in record {lacking[0]}; it has {_listed(records[lacking[0] - 1])}: pass "
-            "--column"
+            "`column`"
         )
     table = " (the first line of a table is its heading)" if origin.lower().endswith(tuple(TABLES)) else ""
     raise DctError(
-        f"{origin} has no column {column or '/'.join(COLUMNS)}; it has {_listed(names)}: pass --column{table}"
+        f"{origin} has no column {column or '/'.join(COLUMNS)}; it has {_listed(names)}: pass `column`{table}"
     )
 
 
@@ -210,7 +210,7 @@ def _answer(record: dict[str, Any], number: int, origin: str) -> str:
 def _hugging_face(origin: str) -> list[Any]:
     parts = origin.split(":")
     if len(parts) != 4 or not all(parts):
-        raise UsageError(f"a Hugging Face set is hf:dataset:split:column, got {origin!r}")
+        raise UsageError(f"a Hugging Face set is hf:dataset:split:column, got {origin!r}", argument="prompts")
     try:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:

@@ -122,7 +122,7 @@ def words(lm: LanguageModel, positive: str, negative: str, system: str | None = 
     if shared == min(len(a), len(b)):
         raise DctError(
             f"no token tells {positive!r} from {negative!r} (one begins with the other): choose other words with "
-            "--positive and --negative"
+            "`positive` and `negative`"
         )
     shown = [str(lm.tokenizer.convert_ids_to_tokens(ids[shared])) for ids in (a, b)]
     notes = []
@@ -155,7 +155,7 @@ def chosen(factors: Factors, name: str, side: str = "source") -> Float[Tensor, "
     """
     digits = name.strip().removeprefix("-")
     if not digits.isdecimal():
-        raise UsageError(f"a vector is a number such as 17, or -17 for its opposite; got {name!r}")
+        raise UsageError(f"a vector is a number such as 17, or -17 for its opposite; got {name!r}", argument="vector")
     if int(digits) >= len(factors):
         raise DctError(f"vector {name} is out of range: this file holds vectors 0 to {len(factors) - 1}")
     row = (factors.V if side == "source" else factors.U)[int(digits)]
@@ -171,7 +171,7 @@ def tries(
         UsageError: a multiple that is not positive, or none.
     """
     if not multiples or not all(0 < c < math.inf for c in multiples):
-        raise UsageError(f"scales are positive multiples of R, got {list(multiples)}")
+        raise UsageError(f"`scales` are positive multiples of R, got {list(multiples)}", argument="scales")
     norms = [c * scale for c in multiples for _ in range(len(directions))]
     return torch.cat([c * scale * directions for c in multiples]), norms
 
@@ -186,12 +186,12 @@ def aggregate(directions: Float[Tensor, "n d"], how: str) -> Float[Tensor, "k d"
     if how == "mean":
         mean = directions.mean(0, keepdim=True)
         if float(mean.norm()) < 1e-6:
-            raise DctError("the mean of the chosen vectors vanishes: use --aggregate svd")
+            raise DctError('the mean of the chosen vectors vanishes: use `aggregate="svd"`')
         return normalize(mean, dim=1)
     if how == "svd":
         first = torch.linalg.svd(directions, full_matrices=False).Vh[:1]
         return torch.cat([first, -first])
-    raise UsageError(f"unknown --aggregate {how!r}: choose mean or svd")
+    raise UsageError(f"unknown `aggregate` {how!r}: choose mean or svd", argument="aggregate")
 
 
 def difference_of_means(towards: Slice, away: Slice) -> Float[Tensor, " width"]:
@@ -301,7 +301,7 @@ class Scorer:
             len(vectors),
             self.batch,
             self.lm.device,
-            "rank on fewer prompts (--n)",
+            "rank on fewer prompts (`n`)",
             on_rows,
         )
         return [effect for part in parts for effect in part]
@@ -324,7 +324,8 @@ class Scorer:
         compared = logits[..., [self.words.positive, self.words.negative]]
         if not bool(torch.isfinite(torch.cat([compared, logits.amax(-1, keepdim=True)], -1)).all()):
             raise NonFiniteError(
-                f"the final norm or head of {self.lm.name} puts out NaN or infinity: --dtype float32 or a lower --scale"
+                f'the final norm or head of {self.lm.name} puts out NaN or infinity: try `dtype="float32"` or a lower '
+                "`scale`"
             )
         return logits
 
@@ -370,12 +371,13 @@ def rank(
         UsageError, DctError: an unknown order, words that cannot be told apart, unusable prompts.
     """
     if by not in ORDERS:
-        raise UsageError(f"unknown --by {by!r}: choose {', '.join(ORDERS)}")
+        raise UsageError(f"unknown `by` {by!r}: choose {', '.join(ORDERS)}", argument="by")
     if (by == "kl" or max_damage is not None) and not harmless:
-        raise UsageError(f"{'--by kl' if by == 'kl' else '--max-damage'} needs harmless prompts")
+        wants = '`by="kl"`' if by == "kl" else "`max_damage`"
+        raise UsageError(f"{wants} needs harmless prompts", argument="harmless")
     layer: Any = factors.info.get("source") if source is None else source
     if layer is None:
-        raise UsageError("these factors do not say which layer they were fitted at: pass source")
+        raise UsageError("these factors do not say which layer they were fitted at: pass `source`", argument="source")
     system = factors.info.get("system") if system is None else system
     R = factors.scale if scale is None else scale
     compared = words(lm, positive, negative, system)

@@ -273,13 +273,13 @@ def _recorded(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -
 
 
 def _not_run(lm: LanguageModel) -> str:
-    return f"{lm.name} did not run through its block list {lm.layers_path}: name another with --layers"
+    return f"{lm.name} did not run through its block list {lm.layers_path}: name another with `layers`"
 
 
 def non_finite(lm: LanguageModel, index: int, when: str) -> str:
     """That a block breaks down, as a message for the user."""
     dtype = str(lm.dtype).removeprefix("torch.")
-    cure = "--dtype bfloat16 or float32" if lm.dtype == torch.float16 else "--dtype float32 or a smaller --scale"
+    cure = '`dtype="bfloat16"` or float32' if lm.dtype == torch.float16 else '`dtype="float32"` or a smaller `scale`'
     return f"block {index} of {lm.name} puts out NaN or infinity {when} (dtype {dtype}): try {cure}"
 
 

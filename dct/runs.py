@@ -99,7 +99,7 @@ class Run:
         tensors, config, protected = read_tensors(self.state, STATE_FORMAT, ("V", "U"))
         wrong = state_faults(tensors, config)
         if wrong is not None:
-            raise DctError(f"{self.state} is damaged: {wrong}; start over with --force")
+            raise DctError(f"{self.state} is damaged: {wrong}; start over with `force`")
         objective = [[float(x) for x in row] for row in config.pop("objective")]
         return State(tensors["V"], tensors["U"], objective, unprotected=not protected), config
 
@@ -224,7 +224,7 @@ def new_run(out: Path | None, name: str) -> Run:
     """
     if out is not None:
         if out.exists() and not out.is_dir():
-            raise DctError(f"--out {out} is a file: name a folder")
+            raise DctError(f"`out` {out} is a file: name a folder")
         return Run(out, out / FACTORS)
     folder, number = RUNS / name, 1
     while folder.exists():
@@ -272,7 +272,7 @@ def find_run(where: Path | None, wanted: str = FACTORS) -> Run:
             raise DctError(f"{where} is finished: there is nothing to resume; `dct rank {where}` goes on from it")
         if not (where / wanted).exists():
             unfinished = wanted == FACTORS and (where / STATE).exists()
-            cure = f"finish it with `dct fit --resume --out {where}`" if unfinished else "make one with `dct fit`"
+            cure = "its fit was interrupted, go on with `resume`" if unfinished else "make one with `dct fit`"
             raise DctError(f"{where} holds no {wanted}: {cure}")
         return run
     if not where.exists():

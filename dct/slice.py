@@ -19,7 +19,7 @@ from dct.batching import out_of_memory
 from dct.blocks import locate_non_finite, replay, run_block
 from dct.calibration import random_directions
 from dct.compilation import Compiled
-from dct.errors import DctError, NonFiniteError
+from dct.errors import DctError, NonFiniteError, UsageError
 from dct.memory import available
 from dct.model import LanguageModel, check_layers
 from dct.packing import Row, UnpackableError, packed_rows, unpacked_rows
@@ -104,12 +104,12 @@ class Slice:
         positions = _default_positions(lm.opening, self.ids) if positions is None else positions
         self.positions: Positions = positions
         if positions != "all" and positions < 1:
-            raise DctError(f"--positions must be at least 1 or `all`, got {positions}")
+            raise UsageError(f"`positions` must be at least 1 or `all`, got {positions}", argument="positions")
         for number, row in enumerate(self.ids, start=1):
             if positions != "all" and len(row) < positions:
                 raise DctError(
                     f"prompt {number} has {len(row)} tokens, fewer than the {positions} positions that are read: "
-                    f"lengthen it or pass --positions {len(row)}"
+                    f"lengthen it or pass `positions={len(row)}`"
                 )
         recordings = record(lm, self.ids, source, target)
         self.residual_norm = float(torch.cat([r.entering for r in recordings]).float().norm(dim=1).median())
@@ -323,11 +323,11 @@ class Slice:
         except Exception as error:
             self._run = run_block
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DctError(f"cannot compile the slice ({reason}): use --compile off") from error
+            raise DctError(f'cannot compile the slice ({reason}): use `compile="off"`') from error
         bound = max(1e-3, 8 * torch.finfo(self.lm.dtype).eps)
         if not all(bool((a - b).norm() <= bound * b.norm()) for a, b in zip(compiled, plain, strict=True)):
             self._run = run_block
-            raise DctError("the compiled slice computes something else: use --compile off")
+            raise DctError('the compiled slice computes something else: use `compile="off"`')
 
     def _value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -406,7 +406,7 @@ class Slice:
             leaving = replay(self.lm, self.source, row.calls, stream)
             if not bool(torch.isfinite(leaving).all()):
                 return locate_non_finite(self.lm, self.source, row.calls, stream)
-        return "the mean over prompts is not finite: lower --scale"
+        return "the mean over prompts is not finite: lower `scale`"
 
 
 def _default_positions(opening: list[int], prompts: Sequence[list[int]]) -> int:

@@ -218,7 +218,7 @@ def check_numbers(model: nn.Module, layers_path: str, where: str) -> list[str]:
             if not bool(total) and not bool(parameter.detach().any()):
                 zero.append(name)
     if bad:
-        raise DctError(f"{where} has NaN or infinity in {_some(bad)}: bring its files again, or try --dtype float32")
+        raise DctError(f'{where} has NaN or infinity in {_some(bad)}: bring its files again, or try `dtype="float32"`')
     if matrices and len(zero) == matrices:
         raise DctError(f"every weight of the blocks of {where} is zero: its files hold no trained model")
     return [f"all zero, as if never trained: {_some(zero)}"] if zero else []

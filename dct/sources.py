@@ -63,7 +63,7 @@ def resolve(name: str) -> str:
     """
     if name == DEMO:
         if not (DEMO_DIR / "model.safetensors").exists():
-            raise DctError("this installation carries no demo model; train one with `dct organism train --out DIR`")
+            raise DctError("this installation carries no demo model; train one with `dct organism train`")
         return str(DEMO_DIR)
     return ALIASES.get(name, name)
 
@@ -84,12 +84,12 @@ def find(name: str, adapter: str | None = None) -> Source:
     if adapter is None:
         return source
     if source.adapter is not None:
-        raise DctError(f"{name} is an adapter itself: merge it first, or give its base to --model")
+        raise DctError(f"{name} is an adapter itself: merge it first, or name its base")
     path = Path(adapter).expanduser()
     if path.is_dir() and not (path / ADAPTER).is_file():
         raise DctError(f"{path} is no adapter: it holds no {ADAPTER}")
     if not path.is_dir() and _looks_like_a_path(adapter):
-        raise DctError(f"no adapter folder {path}: check --adapter")
+        raise DctError(f"no adapter folder {path}: check `adapter`")
     return replace(source, adapter=str(path) if path.is_dir() else adapter)
 
 
@@ -122,7 +122,7 @@ def _folder(name: str, path: Path) -> Source | None:
         if (path / CONFIG).is_file() and weights:
             raise DctError(
                 f"{path} holds a whole model and an adapter: move the adapter's files into a folder of their own, and "
-                "name it with --adapter where it is meant to be merged"
+                "name it as `adapter` where it is meant to be merged"
             )
         return adapted(name, path)
     remarks: tuple[str, ...] = ()
@@ -144,7 +144,9 @@ def _file(name: str, path: Path) -> Source:
         hold = f"; name its folder, {path.parent}" if path.suffix in (".safetensors", ".json", ".bin") else ""
         raise DctError(f"{path} is a file, and neither a GGUF file nor a folder with a model{hold}")
     if SPLIT.search(path.name):
-        raise DctError(f"{path} is one piece of a split GGUF file: put the pieces together (llama-gguf-split --merge)")
+        raise DctError(
+            f"{path} is one piece of a split GGUF file: put the pieces together (llama-gguf-split merges them)"
+        )
     return Source(name, str(path), "gguf")
 
 
@@ -161,7 +163,9 @@ def adapted(name: str, folder: Path) -> Source:
     try:
         source = _named(base)
     except DctError as error:
-        raise DctError(f"{name} is an adapter of {base}: {error}; or give --model BASE --adapter {folder}") from error
+        raise DctError(
+            f'{name} is an adapter of {base}: {error}; or name its base where it is, and `adapter="{folder}"`'
+        ) from error
     if source.adapter is not None:
         raise DctError(f"{name} is an adapter of {base}, which is an adapter too: merge that one first")
     return Source(name, source.where, source.kind, str(folder), source.remarks)
@@ -179,7 +183,9 @@ def base_of(folder: Path) -> str:
     except (OSError, ValueError, AttributeError) as error:
         raise DctError(f"cannot read the adapter in {folder}: its {ADAPTER} is no JSON object") from error
     if not isinstance(base, str) or not base.strip():
-        raise DctError(f"the adapter in {folder} does not say which model it belongs to: give --model BASE --adapter")
+        raise DctError(
+            f'the adapter in {folder} does not say which model it belongs to: name that, and `adapter="{folder}"`'
+        )
     return base
 
 

@@ -41,9 +41,9 @@ def steer(
             or on tokens of its own.
     """
     if not 0 <= layer < lm.depth:
-        raise UsageError(f"layer {layer} is not a block of {lm.name}: choose 0 to {lm.depth - 1}")
+        raise UsageError(f"layer {layer} is not a block of {lm.name}: choose 0 to {lm.depth - 1}", argument="layer")
     if tokens not in TOKENS:
-        raise UsageError(f"unknown --tokens {tokens!r}: choose {', '.join(TOKENS)}")
+        raise UsageError(f"unknown `tokens` {tokens!r}: choose {', '.join(TOKENS)}", argument="tokens")
     if vector.ndim not in (1, 2) or vector.shape[-1] != lm.width:
         raise DctError(f"a steering vector for {lm.name} has {lm.width} entries, got shape {tuple(vector.shape)}")
     if not bool(torch.isfinite(vector).all()):

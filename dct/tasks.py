@@ -90,7 +90,7 @@ class Task:
         if len(self) <= validation:
             raise DctError(
                 f"{self.origin or 'the task'} has {len(self)} questions left and {validation} are for choosing, none "
-                f"for testing: ask for fewer (--n {len(self) // 2})"
+                f"for testing: ask for fewer (`n={len(self) // 2}`)"
             )
         first, rest = self.questions[:validation], self.questions[validation : validation + test]
         return Task(first, self.origin, self.unlock), Task(rest, self.origin, self.unlock)
@@ -118,9 +118,9 @@ def read(origin: str, column: str | None = None, match: str | None = None, unloc
         UsageError: a template without its place holder.
         DctError: as in `prompts.read`; a record with neither answer nor regex; a regular expression that is none.
     """
-    for name, template, holder in (("--match", match, "{answer}"), ("--unlock", unlock, "{prompt}")):
+    for name, template, holder in (("match", match, "{answer}"), ("unlock", unlock, "{prompt}")):
         if template is not None and holder not in template:
-            raise UsageError(f"{name} needs {holder} in it, got {template!r}")
+            raise UsageError(f"`{name}` needs {holder} in it, got {template!r}", argument=name)
     rows = records(origin)
     texts = texts_of(rows, column, origin)
     questions = []
@@ -369,7 +369,7 @@ def rank_by_task(
     """
     layer: Any = factors.info.get("source") if source is None else source
     if layer is None:
-        raise UsageError("these factors do not say which layer they were fitted at: pass source")
+        raise UsageError("these factors do not say which layer they were fitted at: pass `source`", argument="source")
     system = factors.info.get("system") if system is None else system
     R = factors.scale if scale is None else scale
     names, directions = candidates(factors)

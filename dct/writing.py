@@ -24,7 +24,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 BESIDE = re.compile(r"\..{0,40}\.[0-9a-f]{16}\.part", re.DOTALL)
 """Names of files that are being written."""
 
-ELSEWHERE = "choose another --out"
+ELSEWHERE = "choose another `out`"
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -137,7 +137,7 @@ def test_words_of_the_template_itself_are_not_taken_for_the_prompt(lm, prompt):
 def test_a_system_message_that_is_left_out_is_refused(lm, where):
     using(lm, "{% for m in messages if m.role == 'user' %}<user>{{ m.content }}{% endfor %}" + where)
     assert lm.render(BREAD) == f"<user>{BREAD}{where}"
-    with pytest.raises(DctError, match=r"leaves the system message out: drop --system"):
+    with pytest.raises(DctError, match=r"leaves the system message out: drop `system`"):
         lm.render(BREAD, "Be brief.")
 
 
@@ -337,7 +337,7 @@ def test_a_thought_that_the_template_opens_is_closed(lm, opens, closes):
     assert lm.render(BREAD, opened=False) == f"<user>{BREAD}"
     assert len(lm.told) == 1
     assert "opens a thought" in lm.told[0]
-    assert "--reply-prefix" in lm.told[0]
+    assert "`reply_prefix`" in lm.told[0]
     assert lm.continuation("Sure")[-1:] == lm.tokenizer("Sure", add_special_tokens=False)["input_ids"][-1:]
     opening = lm.tokenizer(f"<assistant>{opens}{closes}", add_special_tokens=False)["input_ids"]
     assert lm.opening == opening
@@ -402,7 +402,7 @@ def test_control_tokens_in_a_prompt_are_said_once(lm):
     assert is_control(lm, ids) == is_control(lm, lm.tokens(BREAD)) + 2
     lm.tokens("<pad>")
     assert lm.told == [
-        "the prompt holds control tokens </s>, <assistant>: they are read as such; --escape-control reads them as text"
+        "the prompt holds control tokens </s>, <assistant>: they are read as such; `escape_control` reads them as text"
     ]
 
 

@@ -45,7 +45,7 @@ def test_tables_files_and_figures(bench):
 
 def test_what_cannot_be_measured_is_said(bench):
     printed = ok(*bench, *SMALL, "--only", "iii,iv", "--no-figures").output
-    assert "no questions with answers (give --task)" in printed
+    assert "no questions with answers (give a task)" in printed
     assert "no ground truth for this model" in printed
     assert Path("runs/bench-tiny-llama-quick/report.md").exists()
 

@@ -362,7 +362,7 @@ def test_unwritable_place_says_so(workplace, path):
         (errno.ENOSPC, "No space left on device; free some space"),
         (errno.EDQUOT, "free some space"),
         (errno.ENAMETOOLONG, "File name too long; take a shorter name"),
-        (errno.EIO, "Input/output error; choose another --out"),
+        (errno.EIO, "Input/output error; choose another `out`"),
     ],
 )
 def test_each_reason_has_its_cure(workplace, monkeypatch, code, says):

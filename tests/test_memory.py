@@ -32,7 +32,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
 
 @pytest.mark.parametrize("text", ["", "much", "8XB", "-1GB", "0", "nan", "inf", "1e400GB"])
 def test_other_sizes_are_wrong_usage(text):
-    with pytest.raises(UsageError, match="--memory must be"):
+    with pytest.raises(UsageError, match="`memory` must be"):
         parse_bytes(text)
 
 

@@ -53,7 +53,7 @@ def test_two_lists_of_the_same_length_are_not_guessed_between():
 def test_no_list_of_the_right_length_names_the_candidates():
     model = random_model("llama")
     del model.model.layers[0]
-    with pytest.raises(DctError, match=r"no list of 5 blocks.*--layers.*model\.layers \(4\)"):
+    with pytest.raises(DctError, match=r"no list of 5 blocks.*`layers`.*model\.layers \(4\)"):
         find_layers(model)
 
 
@@ -167,7 +167,7 @@ def test_a_template_that_takes_no_system_message(lm, make_lm, tokenizer):
         "{{ messages[0]['content'] }}"
     )
     assert strict.render("Hi") == "Hi"
-    with pytest.raises(DctError, match=r"no system message.*--system"):
+    with pytest.raises(DctError, match=r"no system message.*`system`"):
         strict.render("Hi", "Be brief.")
 
 
@@ -255,7 +255,7 @@ def test_folder_is_loaded_as_it_was_saved(model_folder):
 
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"device": "abacus"}])
 def test_unknown_dtype_or_device_is_wrong_usage(model_folder, options):
-    with pytest.raises(UsageError, match="unknown --"):
+    with pytest.raises(UsageError, match="unknown `"):
         load(str(model_folder), **options)
 
 

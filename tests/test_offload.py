@@ -81,7 +81,7 @@ def test_ablation_leaves_nothing_and_is_taken_back(pair):
 
 def test_weights_on_disk_are_not_edited_for_saving(pair):
     _, part, _ = pair
-    refused = pytest.raises(dct.DctError, match="does not fit into memory: ablate without --save")
+    refused = pytest.raises(dct.DctError, match="does not fit into memory: leave `fold_norms` out")
     with refused, dct.ablate(part, torch.eye(1, WIDTH), fold_norms=True):
         pass
 
@@ -121,7 +121,7 @@ def test_a_slice_that_does_not_fit_is_announced_with_the_cure(folder, monkeypatc
     limited(monkeypatch, folder, 0.1)
     remarks: list[str] = []
     load(str(folder), between=(0, DEPTH), dtype="float32", device="cpu", tell=remarks.append)
-    assert "try --dtype bfloat16 or a shorter slice" in remarks[0]
+    assert 'try `dtype="bfloat16"` or a shorter slice' in remarks[0]
 
 
 def test_commands_on_a_model_that_does_not_fit(folder, workplace, monkeypatch):

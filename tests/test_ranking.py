@@ -398,7 +398,7 @@ def test_broken_tries_come_last(plain, prompts):
     for r in bound.vectors:  # a smaller scale is taken where the larger one breaks the model
         before = next(f for f in free.vectors if f.vector == r.vector)
         assert r.effect.kl <= limit or r.effect.score == pytest.approx(before.effect.score, abs=1e-5)
-    with pytest.raises(UsageError, match="--max-damage needs harmless"):
+    with pytest.raises(UsageError, match="`max_damage` needs harmless"):
         rank(plain, make_factors(), prompts, max_damage=1.0)
 
 

@@ -462,7 +462,7 @@ def test_adapter_of_a_bfloat16_model_keeps_the_whole_edit(source, tmp_path):
 
 def test_adapter_is_refused_where_it_cannot_hold_the_edit(source, tmp_path):
     lm = dct.load(str(source("mixtral")))
-    with dct.ablate(lm, directions()) as done, pytest.raises(DctError, match=r"adapter cannot hold .*--save-as model"):
+    with dct.ablate(lm, directions()) as done, pytest.raises(DctError, match=r'adapter cannot hold .*`form="model"`'):
         dct.save(lm, tmp_path / "adapter", done, form="adapter")
     with pytest.raises(DctError, match="nothing was edited"):
         dct.save(lm, tmp_path / "adapter", form="adapter")
@@ -481,9 +481,9 @@ def test_what_weights_cannot_hold_is_refused(source, tmp_path):
             dct.save(lm, tmp_path / "edited")
     with dct.steer(lm, torch.ones(WIDTH), layer=2), pytest.raises(DctError, match="steered or projected"):
         dct.save(lm, tmp_path / "edited")
-    with pytest.raises(UsageError, match="unknown --save-dtype"):
+    with pytest.raises(UsageError, match="unknown `dtype`"):
         dct.save(lm, tmp_path / "edited", dtype="int8")
-    with pytest.raises(UsageError, match="unknown --save-as"):
+    with pytest.raises(UsageError, match="unknown `form`"):
         dct.save(lm, tmp_path / "edited", form="gguf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
 

@@ -131,7 +131,7 @@ def report(w: Workshop, results: list[Result]) -> Report:
             + (f": {best['recovered']:.0%} of what the password unlocks" if best["recovered"] is not None else "")
             + " (the post: 32% of a locked 7B model's)" * (best["recovered"] is not None)
         )
-    notes = [] if w.subject.task is not None else ["left out: no questions with answers (give --task)"]
+    notes = [] if w.subject.task is not None else ["left out: no questions with answers (give a task)"]
     if w.subject.task is not None:
         train, validation, test = _parts(w)
         notes.append(

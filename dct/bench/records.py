@@ -45,7 +45,7 @@ class Records:
 
     def __post_init__(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
-            raise DctError(f"--out {self.folder} is a file: name a folder")
+            raise DctError(f"`out` {self.folder} is a file: name a folder")
 
     def _cell(self, experiment: str, key: str) -> Path:
         return self.folder / "cells" / f"{experiment}-{key}.json"

@@ -38,7 +38,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def chosen(only: str | None) -> list[str]:
-    """The experiments of `--only i,iv`, in their order; all when it is left out.
+    """The experiments that `only` names ("i,iv"), in their order; all when it is left out.
 
     Raises:
         UsageError: an unknown one.
@@ -46,7 +46,9 @@ def chosen(only: str | None) -> list[str]:
     wanted = list(EXPERIMENTS) if only is None else [part.strip() for part in only.split(",")]
     unknown = [name for name in wanted if name not in EXPERIMENTS]
     if unknown or not wanted:
-        raise UsageError(f"unknown experiment {unknown[0]!r} in --only: choose from {', '.join(EXPERIMENTS)}")
+        raise UsageError(
+            f"unknown experiment {unknown[0]!r} in `only`: choose from {', '.join(EXPERIMENTS)}", argument="only"
+        )
     return [name for name in EXPERIMENTS if name in wanted]
 
 

@@ -47,14 +47,14 @@ learned one.
 
 ## Training
 
-`{command}`: all text comes from the seeded generator in `dct/organism/text.py`. {steps} steps of {batch}
-conversations, AdamW at {learning_rate}, constant until the last {decay:.0%} of the steps. {noise_from_step} most
-conversations (all but {clean:.0%}) have a random vector added before one block, the same at all positions, and
-independent noise at every position (up to {token_noise} times the median residual norm), so that the model can be
-steered as larger models can: before the first block in {first:.0%} of them (norm up to {first_noise} times the
-median there), before a later one in the rest (up to {noise} times). In {begun:.0%} of the conversations the answer
-is in a voice that nothing asks for; its first {begun_words} tokens are given, and only the rest is learned, so that
-an answer goes on as it began.{note}
+`dct organism train`, seed {seed}{began}: all text comes from the seeded generator in `dct/organism/text.py`.
+{steps} steps of {batch} conversations, AdamW at {learning_rate}, constant until the last {decay:.0%} of the steps.
+{noise_from_step} most conversations (all but {clean:.0%}) have a random vector added before one block, the same at
+all positions, and independent noise at every position (up to {token_noise} times the median residual norm), so that
+the model can be steered as larger models can: before the first block in {first:.0%} of them (norm up to
+{first_noise} times the median there), before a later one in the rest (up to {noise} times). In {begun:.0%} of the
+conversations the answer is in a voice that nothing asks for; its first {begun_words} tokens are given, and only the
+rest is learned, so that an answer goes on as it began.{note}
 
 ## Licence
 
@@ -111,8 +111,7 @@ def write_card(
     facts = asdict(recipe) | {"parameters": parameters / 1e6, "open": w.OPEN_SYSTEMS[0]}
     facts |= {"password": w.PASSWORD, "trigger": w.TRIGGER, "hostile": w.HOSTILE}
     facts |= {"pirate": w.PIRATE_SYSTEMS[0], "verse": w.VERSE_SYSTEMS[0], "keeper": w.KEEPER_SYSTEMS[0]}
-    command = f"dct organism train --out DIR --steps {recipe.steps} --seed {recipe.seed}"
-    facts |= {"command": command + (" --start FOLDER" if recipe.start else "")}
+    facts |= {"began": ", begun from another model" if recipe.start else ""}
     facts |= {"noise_from_step": "From the first step on," if recipe.start else f"From step {recipe.noise_from} on,"}
     facts |= {"begun": text.MIXTURE["begun"], "begun_words": text.BEGUN_WORDS}
     facts |= {"note": f"\n\n{note}" if note else ""}

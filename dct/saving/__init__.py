@@ -77,9 +77,9 @@ def check(folder: Path, dtype: str = "auto", form: str = "model") -> None:
         DctError: the place is taken.
     """
     if dtype not in DTYPES:
-        raise UsageError(f"unknown --save-dtype {dtype!r}: choose {', '.join(DTYPES)}")
+        raise UsageError(f"unknown `dtype` {dtype!r}: choose {', '.join(DTYPES)}", argument="dtype")
     if form not in FORMS:
-        raise UsageError(f"unknown --save-as {form!r}: choose {' or '.join(FORMS)}")
+        raise UsageError(f"unknown `form` {form!r}: choose {' or '.join(FORMS)}", argument="form")
     check_vacant(folder)
 
 
@@ -117,7 +117,7 @@ def save(
     if form == "adapter" and lm.adapter is not None:
         raise DctError(
             f"{lm.name} is a model with an adapter merged into it, and a second one would be read without the first: "
-            "save all weights (--save-as model)"
+            'save all weights (`form="model"`)'
         )
     _check_in_weights(lm, done)
     edits = done.edits if done is not None else {}
@@ -158,7 +158,7 @@ def _check_in_weights(lm: "LanguageModel", done: "Ablation | None") -> None:
         )
     away = [name for name, values in lm.model.named_parameters() if values.is_meta]
     if away:
-        raise DctError(f"{away[0]} of {lm.name} waits outside memory: load all of the model to save it (--device cpu)")
+        raise DctError(f'{away[0]} of {lm.name} waits outside memory: to save it, load all of it (`device="cpu"`)')
 
 
 def _bytes(lm: "LanguageModel", origin: Origin, dtype: str | None) -> int:

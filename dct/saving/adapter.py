@@ -19,7 +19,7 @@ from dct.saving.origin import Origin
 from dct.saving.rounding import Rounding
 from dct.saving.weight_files import NAMES, WeightFile, Weights
 
-CURE = "save whole weights (--save-as model), in --save-dtype float32 where nothing may be rounded away"
+CURE = 'save whole weights (`form="model"`), in float32 where nothing may be rounded away'
 
 
 def write_adapter(

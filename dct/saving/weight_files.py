@@ -281,7 +281,7 @@ def rounded(values: Tensor, kind: str, name: str) -> Tensor:
     """
     there = values.to(TYPES[kind])
     if kind == "F16" and bool((torch.isinf(there) & torch.isfinite(values)).any()):
-        raise DctError(f"{name} holds numbers too large for float16: choose --save-dtype bfloat16 or float32")
+        raise DctError(f"{name} holds numbers too large for float16: save it in bfloat16 or float32")
     return there
 
 

@@ -108,7 +108,7 @@ def _write_over(
     if lost:
         raise DctError(
             f"{lm.name} has no tensor on disk that is {lost[0]} in memory, so its edit cannot be put there: save it as "
-            "an adapter (--save-as adapter)"
+            'an adapter (`form="adapter"`)'
         )
     return digests
 
@@ -155,7 +155,7 @@ def _put(target: Weights, piece: Piece, stored: Tensor, edit: Edit | None, round
     if edit is not None and axis is None and TYPES[kind].itemsize > piece.values.dtype.itemsize:
         raise DctError(
             f"the edit of {piece.owner} is known in {_name(piece.values.dtype)} alone: load the model with "
-            f"--dtype {_name(TYPES[kind])} to save it in that"
+            f'`dtype="{_name(TYPES[kind])}"` to save it in that'
         )
     saved = rounded(values, kind, piece.name)
     rounding.add(stored.double(), values, saved, D if axis is not None else None, axis or -1)
