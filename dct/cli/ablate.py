@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
-    from dct.ranking import Words
+    from dct.wordpair import Words
 
 
 @command
@@ -135,10 +135,11 @@ def run_ablate(
     from dct.ablation import ablate as ablated
     from dct.ablation import leak, orthonormal
     from dct.calibration import random_directions
+    from dct.candidates import aggregate as one_for_all
+    from dct.candidates import chosen
     from dct.generation import complete
-    from dct.ranking import Scorer, chosen
-    from dct.ranking import aggregate as one_for_all
-    from dct.ranking import words as compare
+    from dct.scoring import Scorer
+    from dct.wordpair import words as compare
 
     save = saving.folder if saving is not None else None
     directions = torch.stack([chosen(factors, name, site) for name in names])

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
-    from dct.ranking import Effect, Ranking
+    from dct.ranking import Ranking
     from dct.runs import Run
+    from dct.scoring import Effect
 
 
 @command
@@ -135,7 +136,8 @@ def run_rank(
     **options: Any,
 ) -> dict[str, Any]:
     """Ranks, shows the table and writes `rank.json`; returns its content."""
-    from dct.ranking import candidates
+    from dct.candidates import candidates
+    from dct.ranking import Watch
     from dct.ranking import rank as rank_vectors
 
     scales = options.get("scales", (1.0,))
@@ -156,7 +158,7 @@ def run_rank(
             what = f"{total} vectors, random ones included, on {len(prompts) + len(harmless)} prompts"
             announce(terminal, expected, what)
 
-        ranking = rank_vectors(lm, factors, prompts.texts, harmless.texts, on_rows=on_rows, on_cost=tell, **options)
+        ranking = rank_vectors(lm, factors, prompts.texts, harmless.texts, watch=Watch(on_rows, tell), **options)
     content = {
         **asdict(ranking),
         "estimate": as_estimate(costs[0]),

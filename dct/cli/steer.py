@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dct.factors import Factors
     from dct.generation import OnToken
     from dct.model import LanguageModel
-    from dct.ranking import Effect, Scorer
     from dct.runs import Run
+    from dct.scoring import Effect, Scorer
 
 HARMLESS = 16
 """Harmless prompts on which the damage of a vector is measured."""
@@ -181,9 +181,10 @@ def run_steer(
     import torch
 
     from dct.calibration import random_directions
+    from dct.candidates import chosen
     from dct.generation import complete
-    from dct.ranking import Scorer, chosen
-    from dct.ranking import words as compare
+    from dct.scoring import Scorer
+    from dct.wordpair import words as compare
 
     if factors.info.get("source") is None:
         raise DctError("these factors do not say at which layer they were fitted: set info['source'] before saving")
@@ -299,7 +300,7 @@ def _aggregated(
     scorer: "Scorer", directions: "Tensor", how: str, R: float, names: list[str]
 ) -> tuple[list[str], "Tensor"]:
     """One direction for all that were chosen; of the two senses of an SVD direction, the one that scores higher."""
-    from dct.ranking import aggregate
+    from dct.candidates import aggregate
 
     found = aggregate(directions, how)
     scores = [e.score for e in scorer.effects(R * found)]

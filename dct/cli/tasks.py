@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     from dct.estimate import Cost
     from dct.factors import Factors
+    from dct.halving import Mark
     from dct.model import LanguageModel
     from dct.runs import Run
-    from dct.tasks import Mark, Task, TaskRanking
+    from dct.task_ranking import TaskRanking
+    from dct.tasks import Task
 
 OWN = "locked"
 """The task that the demo model brings along."""
@@ -83,7 +85,8 @@ def run_task(
     **options: Any,
 ) -> dict[str, Any]:
     """Ranks by right answers, shows the table and writes `rank.json`; returns its content."""
-    from dct.tasks import rank_by_task
+    from dct.ranking import Watch
+    from dct.task_ranking import rank_by_task
 
     unseen = task.without(factors.info.get("prompts") or ())
     chosen, reported = unseen.split(validation, test)
@@ -100,11 +103,9 @@ def run_task(
         ranking = rank_by_task(
             lm,
             factors,
-            chosen,
-            reported,
+            (chosen, reported),
             harmless.texts,
-            on_rows=lambda n, of: advance("", n, of),
-            on_cost=tell,
+            watch=Watch(lambda n, of: advance("", n, of), tell),
             **options,
         )
     content = {
