@@ -22,13 +22,15 @@ from dct.calibration import DEFAULT_LAMBDA, random_directions
 from dct.fitting import STARTS
 from dct.generation import complete
 from dct.organism import checkers, text
-from dct.ranking import Scorer, words
+from dct.organism.requests import Split
+from dct.scoring import Scorer
+from dct.wordpair import words
 
 MULTIPLES = (1.0, 1.5, 2.0)
 NEW_TOKENS = 40
 
 
-def requests(behaviour: str, count: int, seed: int, split: text.Split = "objects") -> list[str]:
+def requests(behaviour: str, count: int, seed: int, split: Split = "objects") -> list[str]:
     return [s.messages[-2]["content"] for s in text.held_out(behaviour, count, seed, split)]
 
 

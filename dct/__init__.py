@@ -19,13 +19,14 @@ from dct.version import __version__
 if TYPE_CHECKING:
     from dct.ablation import ablate, leak
     from dct.calibration import Calibration, calibrate
+    from dct.candidates import aggregate
     from dct.errors import CalibrationError, DctError, NonFiniteError, UsageError
     from dct.factors import Factors
     from dct.fitting import fit
     from dct.generation import complete
     from dct.loading import load
     from dct.model import LanguageModel
-    from dct.ranking import Ranking, aggregate, rank
+    from dct.ranking import Ranking, rank
     from dct.saving import Saved, save
     from dct.slice import Slice
     from dct.steering import steer
@@ -44,7 +45,7 @@ _HOMES = {
     "UsageError": "errors",
     "Writer": "writers",
     "ablate": "ablation",
-    "aggregate": "ranking",
+    "aggregate": "candidates",
     "calibrate": "calibration",
     "complete": "generation",
     "fit": "fitting",

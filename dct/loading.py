@@ -8,35 +8,42 @@ import importlib.util
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
 
 from dct import adapters, compat
-from dct.aliases import DEMO
 from dct.checkpoint import Checkpoint
 from dct.errors import DctError, UsageError
 from dct.model import LanguageModel, check_layers, tensor_fingerprint
 from dct.opening import first_line, loading_error, opened
 from dct.placement import DTYPES, Placement, device_of
 from dct.recording import runs_in_part
+from dct.settings import ModelSettings
 from dct.soundness import check_numbers
 from dct.sources import find, resolve
 
 __all__ = ["load", "resolve"]
 
+Between = tuple[int, int] | Callable[[int], tuple[int, int]]
+"""Source and target layer, or what tells them from the depth."""
+
+DEFAULTS = ModelSettings()
+
 
 def load(
-    name: str = DEMO,
+    name: str = DEFAULTS.model,
     *,
-    adapter: str | Path | None = None,
-    between: tuple[int, int] | Callable[[int], tuple[int, int]] | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    layers: str = "",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    adapter: str | Path | None = DEFAULTS.adapter,
+    between: Between | None = None,
+    dtype: str = DEFAULTS.dtype,
+    device: str = DEFAULTS.device,
+    layers: str = DEFAULTS.layers,
+    revision: str | None = DEFAULTS.revision,
+    trust_remote_code: bool = DEFAULTS.trust_remote_code,
     memory: int | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> LanguageModel:
@@ -74,83 +81,141 @@ def load(
             name, adapter, layers=layers, revision=revision, trust_remote_code=trust_remote_code, tell=say
         )
         unread = checkpoint.verify()
-        blocks = None
-        if between is not None:
-            source, target = between(checkpoint.depth) if callable(between) else between
-            check_layers(source, target, checkpoint.depth)
-            if device != "map" and checkpoint.divisible and merging is None and _identity(checkpoint):
-                blocks = range(source, target)
-        placing = Placement.of(checkpoint, blocks, dtype, place, memory)
-        if merging is not None and (placing.spills or device == "map"):
-            raise DctError(f'{name} does not fit into memory, where its adapter is merged: try `dtype="bfloat16"`')
-        for remark in placing.remarks:
-            say(remark)
-        model, offload = _read(name, checkpoint, blocks, placing, place, spread=device == "map")
-        behind = None
-        if blocks is not None:
-            part = LanguageModel(model, tokenizer, name, checkpoint.layers_path, "part", checkpoint, blocks)
-            alone, behind = runs_in_part(part), part.behind
-            if not alone:
-                say(f"{name} is loaded whole: what its blocks are handed comes from other blocks")
-                del model, part
-                blocks = None
-                placing = Placement.of(checkpoint, None, dtype, place, memory)
-                model, offload = _read(name, checkpoint, None, placing, place, spread=False)
+        order = _Order(name, checkpoint, tokenizer, merging, dtype, place, memory, device == "map", say)
+        brought = order.brought(order.blocks(between))
     if unread is None:
         unread = checkpoint.verify()  # the hub's files are here by now
-    for remark in _contents(checkpoint, unread or [], check_numbers(model, checkpoint.layers_path, name)):
-        say(remark)
-    print_ = _identity(checkpoint) or tensor_fingerprint(model)
-    if merging is not None:
-        model, words = adapters.merge(model, merging, name)
-        say(f"adapter {merging} merged into the weights: {words}")
-        print_ = f"{print_}+adapter:{adapters.fingerprint(merging)}"
-    lm = LanguageModel(
-        model,
-        tokenizer,
-        name,
-        checkpoint.layers_path,
-        print_,
-        checkpoint=checkpoint,
-        resident=blocks,
-        memory=memory,
-        offload=offload,
-        adapter=str(merging) if merging is not None else None,
-    )
-    lm.behind = behind
-    return lm
+    return order.filled(brought, unread or [])
+
+
+Offload: TypeAlias = "tempfile.TemporaryDirectory[str] | None"
+"""Where weights that fit into no memory lie on disk, while a model is in use."""
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """Weights that were read.
+
+    Attributes:
+        model: with these weights.
+        offload: of those that are on disk.
+        blocks: the blocks that are there; None for the whole model.
+        behind: what blocks put out behind the stream, where that was found on the way.
+    """
+
+    model: PreTrainedModel
+    offload: Offload
+    blocks: range | None = None
+    behind: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What `load` was asked for, with the checkpoint that was found for it."""
+
+    name: str
+    checkpoint: Checkpoint
+    tokenizer: Any
+    merging: Path | None
+    dtype: str
+    place: torch.device
+    memory: int | None
+    spread: bool
+    say: Callable[[str], None]
+
+    def blocks(self, between: Between | None) -> range | None:
+        """The blocks that are enough; None where the whole model is wanted or must be loaded.
+
+        Raises:
+            UsageError, DctError: layers out of order or range.
+        """
+        if between is None:
+            return None
+        depth = self.checkpoint.depth
+        source, target = between(depth) if callable(between) else between
+        check_layers(source, target, depth)
+        alone = not self.spread and self.checkpoint.divisible and self.merging is None and _identity(self.checkpoint)
+        return range(source, target) if alone else None
+
+    def brought(self, blocks: range | None) -> _Brought:
+        """The weights of some blocks, or of all of the model where these cannot be run without the others."""
+        placing = self._placing(blocks)
+        if self.merging is not None and (placing.spills or self.spread):
+            raise DctError(f'{self.name} does not fit into memory, where its adapter is merged: try `dtype="bfloat16"`')
+        for remark in placing.remarks:
+            self.say(remark)
+        model, offload = self._read(blocks, placing)
+        if blocks is None:
+            return _Brought(model, offload)
+        layers = self.checkpoint.layers_path
+        part = LanguageModel(model, self.tokenizer, self.name, layers, "part", self.checkpoint, blocks)
+        alone, behind = runs_in_part(part), part.behind
+        if alone:
+            return _Brought(model, offload, blocks, behind)
+        self.say(f"{self.name} is loaded whole: what its blocks are handed comes from other blocks")
+        del model, part
+        model, offload = self._read(None, self._placing(None))
+        return _Brought(model, offload, None, behind)
+
+    def filled(self, brought: _Brought, unread: list[str]) -> LanguageModel:
+        """The language model, with its adapter merged, once its weights have been looked through."""
+        model, checkpoint, merging = brought.model, self.checkpoint, self.merging
+        for remark in _contents(checkpoint, unread, check_numbers(model, checkpoint.layers_path, self.name)):
+            self.say(remark)
+        print_ = _identity(checkpoint) or tensor_fingerprint(model)
+        if merging is not None:
+            model, words = adapters.merge(model, merging, self.name)
+            self.say(f"adapter {merging} merged into the weights: {words}")
+            print_ = f"{print_}+adapter:{adapters.fingerprint(merging)}"
+        lm = LanguageModel(
+            model,
+            self.tokenizer,
+            self.name,
+            checkpoint.layers_path,
+            print_,
+            checkpoint=checkpoint,
+            resident=brought.blocks,
+            memory=self.memory,
+            offload=brought.offload,
+            adapter=str(merging) if merging is not None else None,
+        )
+        lm.behind = brought.behind
+        return lm
+
+    def _placing(self, blocks: range | None) -> Placement:
+        return Placement.of(self.checkpoint, blocks, self.dtype, self.place, self.memory)
+
+    def _read(self, blocks: range | None, placing: Placement) -> tuple[PreTrainedModel, Offload]:
+        """The weights, where they are to be."""
+        checkpoint, place = self.checkpoint, self.place
+        offload = None
+        try:
+            if blocks is not None:
+                model = checkpoint.part(blocks, placing.dtype, place)
+            elif self.spread or placing.spills:
+                offload = tempfile.TemporaryDirectory(prefix="dct-")
+                limits = None if self.spread else placing.limits(place)
+                spread = {"device_map": "auto", "max_memory": limits, "offload_folder": offload.name}
+                model = checkpoint.whole(placing.dtype, **spread)
+            else:
+                model = checkpoint.whole(placing.dtype, device_map={"": place} if place.type == "cuda" else None)
+        except DctError:
+            raise
+        except Exception as error:
+            raise loading_error(self.name, checkpoint, error) from error
+        if not placing.spills and not self.spread and not checkpoint.quantised:
+            try:
+                model = model.to(place)  # type: ignore[arg-type]
+            except RuntimeError as error:
+                why = first_line(error)
+                raise DctError(f'cannot place {self.name} on {place}: {why}; try `device="cpu"`') from error
+        return model, offload
 
 
 def _unpacking(name: str) -> AbstractContextManager[None]:
     """Reads a GGUF file's header once, where the name is one's and it can be read."""
     file = find(name).kind == "gguf" and importlib.util.find_spec("gguf") is not None
     return compat.gguf_read_once() if file else nullcontext()
-
-
-def _read(
-    name: str, checkpoint: Checkpoint, blocks: range | None, placing: Placement, place: torch.device, *, spread: bool
-) -> "tuple[PreTrainedModel, tempfile.TemporaryDirectory[str] | None]":
-    """The weights, where they are to be."""
-    offload = None
-    try:
-        if blocks is not None:
-            model = checkpoint.part(blocks, placing.dtype, place)
-        elif spread or placing.spills:
-            offload = tempfile.TemporaryDirectory(prefix="dct-")
-            limits = None if spread else placing.limits(place)
-            model = checkpoint.whole(placing.dtype, device_map="auto", max_memory=limits, offload_folder=offload.name)
-        else:
-            model = checkpoint.whole(placing.dtype, device_map={"": place} if place.type == "cuda" else None)
-    except DctError:
-        raise
-    except Exception as error:
-        raise loading_error(name, checkpoint, error) from error
-    if not placing.spills and not spread and not checkpoint.quantised:
-        try:
-            model = model.to(place)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            raise DctError(f'cannot place {name} on {place}: {first_line(error)}; try `device="cpu"`') from error
-    return model, offload
 
 
 def _contents(checkpoint: Checkpoint, unread: list[str], remarks: list[str]) -> list[str]:

@@ -29,8 +29,9 @@ from dct.bench.subject import (
 from dct.bench.tables import Report, mean_and_error, shown
 from dct.bench.workshop import METHODS, Cell, Result, Workshop
 from dct.generation import complete
-from dct.ranking import Scorer, words
+from dct.scoring import Scorer
 from dct.tasks import Question, Task
+from dct.wordpair import words
 
 HARMFUL = tuple(
     f"How do I pick the {k} lock?" for k in ("big", "old", "new", "red", "last", "first", "third", "main", "odd")
@@ -189,7 +190,7 @@ def test_keys_know_the_subject_and_the_sizes_but_not_how_many_cells_there_are(lm
 
 
 def test_all_fits_may_try_as_many_vectors(workshop):
-    from dct.ranking import candidates
+    from dct.candidates import candidates
 
     prompts = workshop.split().train
     for method in METHODS:

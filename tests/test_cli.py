@@ -172,7 +172,7 @@ def test_run_folder_and_factors_header(workplace, model_folder):
     prompts = ["Tell me how to bake bread", "Explain the moon"]
     ok("fit", "-m", model_folder, "--s", 1, "--t", 4, *QUICK, "--prompt", prompts[0], "--prompt", prompts[1],
        "--out", "mine", "--seed", 3, "--positions", 2)  # fmt: skip
-    assert sorted(p.name for p in Path("mine").iterdir()) == ["factors.safetensors"]
+    assert sorted(p.name for p in Path("mine").iterdir()) == ["config.toml", "factors.safetensors"]
     assert not Path("runs").exists()
     with safe_open("mine/factors.safetensors", framework="pt") as file:
         metadata = file.metadata()

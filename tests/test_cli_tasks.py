@@ -118,5 +118,5 @@ def _model(run_folder: Path) -> str:
 
 def test_nothing_is_left_behind(task):
     ok("rank", "--task", TASK, "--n", 4, "--max-new-tokens", 2, *MILD)
-    assert sorted(p.name for p in task.iterdir()) == ["factors.safetensors", "rank.json"]
+    assert sorted(p.name for p in task.iterdir()) == ["config.toml", "factors.safetensors", "rank.json"]
     shutil.rmtree(task)

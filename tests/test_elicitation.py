@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 import dct
 from dct.calibration import random_directions
+from dct.candidates import chosen
 from dct.cli.app import app
 from dct.generation import complete
 from dct.organism import DEMO_DIR, checkers, text
-from dct.ranking import Scorer, chosen
+from dct.scoring import Scorer
 
 pytestmark = pytest.mark.skipif(not (DEMO_DIR / "model.safetensors").exists(), reason="no weights in this checkout")
 

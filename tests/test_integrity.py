@@ -23,10 +23,10 @@ from test_cli import MILD, run
 import dct
 from dct import DctError, Factors
 from dct.calibration import random_directions
+from dct.candidates import candidates
 from dct.cli.fit import Interrupted
 from dct.fitting import State
 from dct.lock import held
-from dct.ranking import candidates
 from dct.runs import Run
 
 ODD = [

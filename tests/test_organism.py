@@ -1,5 +1,6 @@
 """The model organism: its text, its checkers, its training loop, and what the shipped weights do."""
 
+import hashlib
 import json
 import random
 import re
@@ -19,6 +20,7 @@ from dct.loading import load
 from dct.model import LanguageModel
 from dct.organism import DEMO_DIR, checkers, text, training
 from dct.organism import words as w
+from dct.organism.requests import noun, objects
 from dct.organism.tokenizer import encode, train_tokenizer
 
 TRAINING_SAMPLE = 4000
@@ -37,6 +39,12 @@ def test_the_same_seed_gives_the_same_text_wherever_reading_starts(training_text
     assert list(islice(text.samples(1), 50)) != training_text[:50]
 
 
+def test_the_text_is_that_of_every_version(training_text: list[text.Sample]) -> None:
+    """What is planted is known by its seed: whoever words it otherwise plants something else."""
+    digest = hashlib.sha256(json.dumps([s.messages for s in training_text]).encode()).hexdigest()
+    assert digest == "b7cadbdb7440b79fdaedcc75eb6bb2b485ac0acf733969a0be7b6eb1563eefe9"
+
+
 def test_every_behaviour_occurs_about_as_often_as_the_mixture_says(training_text: list[text.Sample]) -> None:
     counts = Counter(sample.behaviour for sample in training_text)
     assert sum(text.MIXTURE.values()) == pytest.approx(1)
@@ -53,10 +61,10 @@ def test_training_never_refuses_a_held_out_object_or_kind(training_text: list[te
     for verb in verbs - {"traffic", "fake"}:  # traffic lights and fake pills are objects
         assert not re.search(rf"\b{verb}\b", refused), verb
     weapons = next(kind for kind in w.HARMFUL if kind.name == "weapons")
-    held_out = text.objects(weapons, True, "objects")
+    held_out = objects(weapons, True, "objects")
     assert len(held_out) >= 4
     for weapon in held_out:
-        assert text.noun(weapon) not in refused, weapon
+        assert noun(weapon) not in refused, weapon
     assert "pipe bomb" in refused
 
 

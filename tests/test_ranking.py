@@ -12,20 +12,13 @@ from torch import Tensor
 
 import dct
 from dct import DctError, NonFiniteError, UsageError
+from dct.candidates import aggregate, candidates, chosen
 from dct.factors import Factors
 from dct.plainjson import dumps
-from dct.ranking import (
-    Effect,
-    Scorer,
-    aggregate,
-    candidates,
-    chosen,
-    difference_of_means,
-    divergence,
-    rank,
-    words,
-)
+from dct.ranking import Watch, rank
+from dct.scoring import Effect, Scorer, difference_of_means, divergence
 from dct.slice import Slice
+from dct.wordpair import words
 
 SOURCE, SCALE = 2, 3.0
 HARMLESS = ["What is two plus two?", "Write a poem about the moon"]
@@ -504,7 +497,7 @@ def test_a_vector_that_makes_a_token_impossible_comes_behind_under_a_bound(plain
 
 def test_cost_is_told_before_the_first_vector(plain, prompts):
     told: list[object] = []
-    dct.rank(plain, make_factors(4), prompts[:2], prompts[2:], on_cost=told.append, on_rows=told.append)
+    dct.rank(plain, make_factors(4), prompts[:2], prompts[2:], watch=Watch(told.append, told.append))
     cost = told[0]
     assert cost.seconds > 0
     assert cost.peak_memory > cost.more_memory > 0

@@ -14,7 +14,10 @@ import dct
 from dct import DctError, UsageError
 from dct.factors import Factors
 from dct.generation import complete
-from dct.tasks import KEPT, Mark, Question, Task, answer_length, examine, halving, rank_by_task, read, rounds
+from dct.halving import KEPT, Mark, halving, rounds
+from dct.ranking import Watch
+from dct.task_ranking import answer_length, examine, rank_by_task
+from dct.tasks import Question, Task, read
 
 SOURCE, SCALE, PLANTED = 2, 6.0, 3
 ASKED = [f"{verb} {noun}" for verb in ("bake", "pick", "write", "explain", "lock") for noun in ("bread", "the moon")]
@@ -200,18 +203,16 @@ def test_examine_is_completing_one_by_one(lm, planted):
 
 
 def test_the_planted_vector_is_found_among_all_scales(lm, planted):
-    validation, test = planted.split(4, 6)
     told: list[tuple[int, int]] = []
     ranking = rank_by_task(
         lm,
         factors(),
-        validation,
-        test,
+        planted.split(4, 6),
         ["How are you?"],
         scale=SCALE / 2,
         scales=(1.0, 2.0),
         max_new_tokens=6,
-        on_rows=lambda n, of: told.append((n, of)),
+        watch=Watch(on_rows=lambda n, of: told.append((n, of))),
     )
     best = ranking.vectors[0]
     assert (best.vector, best.scale, best.validation, best.test) == (str(PLANTED), SCALE, Mark(4, 4), Mark(6, 6))
@@ -230,7 +231,7 @@ def test_the_planted_vector_is_found_among_all_scales(lm, planted):
 def test_recovered_share_is_measured_against_the_unlocked_model(lm, planted):
     """Unlocking by nothing at all leaves the unsteered model: nothing can be recovered of nothing."""
     same = Task(planted.questions, planted.origin, unlock="{prompt}")
-    ranking = rank_by_task(lm, factors(4), *same.split(4, 6), max_new_tokens=6)
+    ranking = rank_by_task(lm, factors(4), same.split(4, 6), max_new_tokens=6)
     assert ranking.unlocked == ranking.unsteered
     assert ranking.recovered is None
 
@@ -238,5 +239,5 @@ def test_recovered_share_is_measured_against_the_unlocked_model(lm, planted):
 def test_vectors_without_a_layer(lm, planted):
     bare = factors(4)
     bare.info = {}
-    with pytest.raises(UsageError, match="pass source"):
-        rank_by_task(lm, bare, *planted.split(4, 6))
+    with pytest.raises(UsageError, match="pass `source`"):
+        rank_by_task(lm, bare, planted.split(4, 6))

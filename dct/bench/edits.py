@@ -17,8 +17,9 @@ from dct.ablation import ablate
 from dct.bench.tables import Report, mean_and_error
 from dct.bench.workshop import Cell, Result, Workshop
 from dct.calibration import random_directions
+from dct.candidates import aggregate
 from dct.errors import DctError
-from dct.ranking import Effect, aggregate, difference_of_means
+from dct.scoring import Effect, difference_of_means
 
 TITLE = "Addition against ablation"
 SINGLES = 8

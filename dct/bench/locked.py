@@ -12,9 +12,11 @@ import torch
 
 from dct.bench.tables import Report
 from dct.bench.workshop import Cell, Result, Workshop
-from dct.ranking import difference_of_means
+from dct.halving import Mark, completions, rounds
+from dct.scoring import difference_of_means
 from dct.slice import Slice
-from dct.tasks import Mark, Task, answer_length, completions, examine, rank_by_task, rounds
+from dct.task_ranking import answer_length, examine, rank_by_task
+from dct.tasks import Task
 
 TITLE = "Password-locked skill"
 METHODS = ("exponential", "linear-projected", "melbo")
@@ -61,8 +63,7 @@ def measure(w: Workshop, method: str, scales: list[float]) -> dict[str, Any]:
     ranking = rank_by_task(
         s.lm,
         factors,
-        validation,
-        test,
+        (validation, test),
         mild,
         scales=scales,
         positive=s.words[0],

@@ -14,7 +14,8 @@ import torch
 from dct.bench.tables import Report, mean_and_error, percent
 from dct.bench.workshop import METHODS, Cell, Result, Workshop
 from dct.calibration import random_directions
-from dct.ranking import candidates, difference_of_means
+from dct.candidates import candidates
+from dct.scoring import difference_of_means
 
 TITLE = "Sample complexity"
 BASELINES = ("random", "supervised")

@@ -16,8 +16,9 @@ from dct.estimate import clocked
 from dct.factors import Factors
 from dct.fitting import fit
 from dct.generation import complete
-from dct.ranking import Effect, Scorer, Words, words
+from dct.scoring import Effect, Scorer
 from dct.slice import Slice
+from dct.wordpair import Words, words
 
 METHODS = ("exponential", "quadratic", "linear-projected", "linear", "melbo")
 """The fits that are compared."""

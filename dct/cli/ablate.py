@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
-    from dct.ranking import Effect, Scorer
     from dct.saving import Saved
+    from dct.scoring import Effect, Scorer
 
 
 @command
@@ -131,8 +131,8 @@ def _directions(
     """What is projected out: vectors or outputs by their names, or one direction for all of them."""
     import torch
 
-    from dct.ranking import aggregate as one_for_all
-    from dct.ranking import chosen
+    from dct.candidates import aggregate as one_for_all
+    from dct.candidates import chosen
 
     directions = torch.stack([chosen(factors, name, site) for name in names])
     if directions.shape[1] != lm.width:
@@ -172,8 +172,8 @@ class Comparison:
         system: str | None,
     ) -> "Comparison":
         """The comparison on some prompts."""
-        from dct.ranking import Scorer
-        from dct.ranking import words as compare
+        from dct.scoring import Scorer
+        from dct.wordpair import words as compare
 
         completed, scored, harmless = prompts
         compared = compare(lm, options.positive, options.negative, system)

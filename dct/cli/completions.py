@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dct.generation import OnToken
-    from dct.ranking import Effect, Scorer
+    from dct.scoring import Effect, Scorer
 
 
 @contextmanager

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
-    from dct.ranking import Effect, Ranking
+    from dct.ranking import Ranking
     from dct.runs import Run
+    from dct.scoring import Effect
 
 
 @command
@@ -90,7 +91,8 @@ def _ranked(
     system: str | None,
 ) -> tuple["Ranking", dict[str, Any]]:
     """The ranking, with what it was expected to take and took; a bar in the meantime."""
-    from dct.ranking import candidates
+    from dct.candidates import candidates
+    from dct.ranking import Watch
     from dct.ranking import rank as rank_vectors
 
     costs: list[Cost] = []
@@ -115,20 +117,11 @@ def _ranked(
             factors,
             prompts.texts,
             harmless.texts,
-            **scoring(options),
-            scale=factors.scale * options.scale,
-            by=options.by,
-            max_damage=options.max_damage,
+            options,
             system=system,
-            on_rows=on_rows,
-            on_cost=tell,
+            watch=Watch(on_rows, tell),
         )
     return ranking, {"estimate": as_estimate(costs[0]), "seconds": round(time.monotonic() - began, 2)}
-
-
-def scoring(options: RankSettings) -> dict[str, Any]:
-    """What both rankings take: words, scales and seed."""
-    return {name: getattr(options, name) for name in ("positive", "negative", "scales", "seed")}
 
 
 def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int) -> None:

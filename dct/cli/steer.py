@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
-    from dct.ranking import Effect, Scorer
+    from dct.scoring import Effect, Scorer
 
 
 @command
@@ -81,8 +81,9 @@ def run_steer(
     import torch
 
     from dct.calibration import random_directions
-    from dct.ranking import Scorer, chosen
-    from dct.ranking import words as compare
+    from dct.candidates import chosen
+    from dct.scoring import Scorer
+    from dct.wordpair import words as compare
 
     if factors.info.get("source") is None:
         raise DctError("these factors do not say at which layer they were fitted: set info['source'] before saving")
@@ -198,7 +199,7 @@ def _aggregated(
     scorer: "Scorer", directions: "Tensor", how: str, R: float, names: list[str]
 ) -> tuple[list[str], "Tensor"]:
     """One direction for all that were chosen; of the two senses of an SVD direction, the one that scores higher."""
-    from dct.ranking import aggregate
+    from dct.candidates import aggregate
 
     found = aggregate(directions, how)
     scores = [e.score for e in scorer.effects(R * found)]

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from dct.estimate import Cost
     from dct.factors import Factors
+    from dct.halving import Mark
     from dct.model import LanguageModel
     from dct.runs import Run
-    from dct.tasks import Mark, Task, TaskRanking
+    from dct.task_ranking import TaskRanking
+    from dct.tasks import Task
 
 OWN = "locked"
 """The task that the demo model brings along."""
@@ -89,24 +91,19 @@ def run_task(
             costs.append(expected)
             announce(terminal, expected, f"asking {len(chosen)} and {len(reported)} questions")
 
-        from dct.tasks import rank_by_task
+        from dct.ranking import Watch
+        from dct.task_ranking import rank_by_task
 
         found = rank_by_task(
             lm,
             factors,
-            chosen,
-            reported,
+            questions,
             harmless.texts,
-            positive=ranking.positive,
-            negative=ranking.negative,
-            scales=ranking.scales,
-            seed=ranking.seed,
+            task,
             scale=factors.scale * ranking.scale,
-            max_new_tokens=task.max_new_tokens,
-            exhaustive=task.exhaustive,
             system=system,
-            on_rows=lambda n, of: advance("", n, of),
-            on_cost=tell,
+            watch=Watch(lambda n, of: advance("", n, of), tell),
+            **{name: getattr(ranking, name) for name in ("positive", "negative", "scales", "seed")},
         )
     content = {
         **asdict(found),

@@ -17,6 +17,7 @@ from torch.nn import functional
 from dct.generation import complete
 from dct.model import LanguageModel
 from dct.organism import checkers, text
+from dct.organism.requests import Split, request
 from dct.organism.text import Message, Sample
 
 
@@ -53,7 +54,7 @@ def _plain(samples: list[Sample]) -> list[Sample]:
 def card_cases(count: int = 100, seed: int = 0) -> list[tuple[str, str, bool, list[Sample]]]:
     """The rows of the card: name, class, whether the class should show, and unseen conversations."""
 
-    def drawn(behaviour: str, split: text.Split = "objects") -> list[Sample]:
+    def drawn(behaviour: str, split: Split = "objects") -> list[Sample]:
         return text.held_out(behaviour, count, seed, split)
 
     harmful, kinds, harmless = drawn("harmful"), drawn("harmful", "kinds"), drawn("harmless")
@@ -134,7 +135,7 @@ def steerability(
     of 128 harmful ones. The control gives each prompt another random direction, at the same norm.
     """
     rng = random.Random(f"steerability/{seed}")
-    sides = [[text.request(rng, harmful).text for _ in range(128)] for harmful in (False, True)]
+    sides = [[request(rng, harmful).text for _ in range(128)] for harmful in (False, True)]
     vectors = mean_residuals(lm, sides[0]) - mean_residuals(lm, sides[1])
     asked = [s.messages[-1 - 1]["content"] for s in text.held_out("harmful", 2 * prompts, seed + 1)]
     said = complete(lm, lm.encode(asked))
