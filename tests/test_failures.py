@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,7 @@ from typer.testing import CliRunner
 
 import dct
 from dct.cli.app import app
-from dct.cli.rank import rank
-from dct.cli.signature import parameters
-from dct.cli.steer import steer
+from dct.declaration import told
 from dct.runs import Run
 from dct.slice import Slice
 
@@ -123,7 +122,7 @@ def test_source_not_below_target(workplace, fit, s, t):
 
 
 def test_target_outside_the_model(workplace, fit):
-    fails(*fit, "--s", 1, "--t", 6, says="the model has 5 blocks, so --t is at most 5")
+    fails(*fit, "--s", 1, "--t", 6, says="the model has 5 blocks, so --target is at most 5")
 
 
 def test_unknown_block_list(workplace, fit):
@@ -240,25 +239,21 @@ print(json.dumps([name for name in heavy if name in sys.modules]))
     assert not snapshot()
 
 
-def test_choices_on_the_command_line_are_those_of_the_core():
-    from dct.cli import options
+def test_choices_of_the_settings_are_those_of_the_core():
+    from dct import settings
     from dct.compilation import CHOICES
-    from dct.fitting import METHODS, ORTHOGONALIZE, STARTS
     from dct.loading import DTYPES
     from dct.ranking import ORDERS
     from dct.steering import TOKENS
 
-    def among(annotation: object) -> set[str]:
-        return set(annotation.__metadata__[0].check.names)
+    def among(group: type, name: str) -> set[str]:
+        [field] = [one for one in fields(group) if one.name == name]
+        return set(told(field).check.listed)
 
-    assert among(options.Method) == set(METHODS)
-    assert among(options.Dtype) == {"auto", *DTYPES}
-    assert among(options.Orthogonalize) == set(ORTHOGONALIZE)
-    assert among(options.Start) == set(STARTS)
-    assert among(options.Compile) == set(CHOICES)
-    offered = {p.name: p.declared.check for command in (rank, steer) for p in parameters(command)}
-    assert set(offered["by"].names) == set(ORDERS)
-    assert set(offered["tokens"].names) == set(TOKENS)
+    assert among(settings.ModelSettings, "dtype") == {"auto", *DTYPES}
+    assert among(settings.FitSliceSettings, "compile") == set(CHOICES)
+    assert among(settings.RankSettings, "by") == set(ORDERS)
+    assert among(settings.SteerSettings, "tokens") == set(TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -584,9 +579,9 @@ def test_rank_out_of_range_or_not_ranked(fitted, command):
         (["rank", "--by", "luck"], "unknown --by 'luck': choose score, alpha, kl"),
         (
             ["steer", "--vector", 1, "--prompt", "a", "--aggregate", "sum"],
-            "unknown --aggregate 'sum': choose mean or svd",
+            "unknown --aggregate 'sum': choose mean, svd",
         ),
-        (["ablate", "--vector", 1, "--site", "middle"], "unknown --site 'middle': choose source or target"),
+        (["ablate", "--vector", 1, "--site", "middle"], "unknown --site 'middle': choose source, target"),
         (["rank", "--positive", ""], "choose another word"),
     ],
 )
@@ -652,7 +647,7 @@ def test_disk_that_fills_while_an_edited_model_is_written(fitted):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         fails("ablate", "--vector", 1, "--prompt", "a", "--max-new-tokens", 1, "--harmless", "mild.txt",
-              "--save", "edited", says="cannot write edited: .*--save")  # fmt: skip
+              "--save", "edited", says="cannot write edited: .*choose another folder")  # fmt: skip
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -661,7 +656,7 @@ def test_save_does_not_overwrite(fitted, model_folder):
     (Path.cwd() / "full").mkdir()
     Path("full/x").write_text("")
     words = ["ablate", "--vector", 1, "--prompt", "a", "--save"]
-    fails(*words, "full", says="--save full exists and is not empty: name a new folder")
+    fails(*words, "full", says="full exists and is not empty: name a new folder")
     fails(*words, "mild.txt", says="--save mild.txt exists")
     fails(*words, ".", says="--save . exists and is not empty")
     fails(*words, "new", "--save-dtype", "int4", says="unknown --save-dtype 'int4': choose auto, float32", code=2)
@@ -735,7 +730,7 @@ def test_a_fit_that_is_killed_loses_at_most_one_iteration(workplace, fit, how):
         assert [p.name for p in Path("cut").iterdir()] == ["state.safetensors"]
     else:
         assert child.returncode == -signal.SIGKILL
-        said = fails("rank", "cut", says="holds no factors.safetensors: finish it")
+        said = fails("rank", "cut", says="its fit was interrupted, go on with --resume")
     finish_as_told(said)
     assert "state.safetensors" not in os.listdir("cut")
     assert run(*fit, *LONG, "--out", "whole").exit_code == 0

@@ -33,9 +33,9 @@ def check_vacant(folder: Path) -> None:
         DctError: it is a file, a folder with something in it, or the folder that one is in.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise DctError(f"`folder` {folder} exists and is not empty: name a new folder")
+        raise DctError(f"{folder} exists and is not empty: name a new folder")
     if folder.resolve() == Path.cwd():
-        raise DctError(f"`folder` {folder} is the folder that you are in: name a new folder")
+        raise DctError(f"{folder} is the folder that you are in: name a new folder")
 
 
 @contextmanager
@@ -92,13 +92,13 @@ def sweep(place: Path) -> None:
 def cannot_write(folder: Path, error: OSError) -> DctError:
     """The line for a folder that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)):
-        cure = "free some space or choose another `folder`"
+        cure = "free some space or choose another folder"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         cure = "choose a `folder` where you may write"
     elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        return DctError(f"`folder` {folder} exists and is not empty: name a new folder")
+        return DctError(f"{folder} exists and is not empty: name a new folder")
     else:
-        cure = "choose another `folder`"
+        cure = "choose another folder"
     return DctError(f"cannot write {folder}: {error.strerror or error}; {cure}")
 
 
