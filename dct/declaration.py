@@ -254,9 +254,13 @@ class Choice:
     def __call__(self, name: str, value: Any) -> None:
         if value in self.listed:  # finding all of them takes time
             return
-        names = self.names() if callable(self.names) else self.names
-        if value not in names:
-            raise UsageError(f"unknown `{name}` {value!r}: choose {', '.join(names)}", argument=name)
+        if value not in self.every:
+            raise UsageError(f"unknown `{name}` {value!r}: choose {', '.join(self.every)}", argument=name)
+
+    @property
+    def every(self) -> Sequence[str]:
+        """All there is to choose from."""
+        return self.names() if callable(self.names) else self.names
 
     @property
     def listed(self) -> Sequence[str]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -77,6 +79,17 @@ def test_help_shows_panels_choices_and_five_options_first(monkeypatch):
     assert [flag in first for flag in ("--model", "--source", "--target", "--factors", "--prompts")] == [True] * 5
     assert first.count("--") == 7  # with --s and --t
     assert "projected | random; default: projected" in page
+
+
+def test_the_command_reference_is_what_the_commands_say():
+    page = Path(__file__).parents[1] / "docs" / "commands.py"
+    done = subprocess.run([sys.executable, str(page), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_option_without_its_value_lists_what_there_is(workplace):
+    assert run("fit", "--method").stderr.startswith("error: --method: choose exponential, ")
+    assert run("steer", "--tokens").stderr == "error: --tokens: choose all, prompt, generated\n"
 
 
 def value_of(p: Parameter) -> object:

@@ -17,7 +17,7 @@ from dct.cli.flags import flagged
 from dct.cli.pages import page
 from dct.cli.signature import HELP, command_page, groups, parameters
 from dct.cli.streams import fail, say
-from dct.declaration import Settings
+from dct.declaration import Choice, Settings
 from dct.errors import DctError, UsageError
 from dct.version import __version__
 
@@ -137,6 +137,12 @@ def _complaint(error: Any) -> str:
     what = error.format_message().replace("Got unexpected extra", "too much: extra")
     if parameter is not None and error.message:
         what = f"{'/'.join(parameter.opts)}: {error.message}"
+    named = getattr(error, "option_name", None)
+    if context is not None and named is not None and "requires an argument" in what:
+        found = (p for p in parameters(inspect.unwrap(context.command.callback)) if named in p.flags)
+        check = next((p.declared.check for p in found), None)
+        if isinstance(check, Choice):
+            return f"{named}: choose {', '.join(check.every)}"
     return f"{what} (see `{context.command_path} --help`)" if context is not None else what
 
 

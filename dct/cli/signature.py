@@ -110,7 +110,7 @@ def parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
 
 def _options(group: type[Settings]) -> Iterator[Parameter]:
     hints = get_type_hints(group)
-    for one in fields(group):
+    for one in sorted(fields(group), key=lambda one: not told(one).first):
         default = one.default_factory() if one.default_factory is not MISSING else one.default
         kind, declared = hints[one.name], told(one)
         if declared.parse is not None:  # the command line has text, whatever becomes of it
@@ -138,7 +138,7 @@ def command_page(path: str, function: Callable[..., Any]) -> str:
     for p in every:
         if p.group is not None:
             title = FIRST if p.declared.first else p.group.title
-            panels.setdefault(title, []).append((_named(p), p.declared.help + _extras(p)))
+            panels.setdefault(title, []).append((_named(p), described(p)))
     panels.setdefault("Output", []).append(HELP)
     usage = " ".join([path, "[OPTIONS]", *(names for names, _ in arguments)])
     example = next((p.variable for p in every if p.group is not None and p.declared.first), "DCT_QUIET")
@@ -155,6 +155,11 @@ def _named(p: Parameter) -> str:
     kind = next(t for t in (get_args(p.kind) or (p.kind,)) if t is not type(None))
     several = get_origin(kind) is list
     return f"{names} {KINDS[get_args(kind)[0]]}..." if several else f"{names} {KINDS[kind]}"
+
+
+def described(p: Parameter) -> str:
+    """What an option does, with what there is to choose from, its default and its range behind it in brackets."""
+    return p.declared.help + _extras(p)
 
 
 def _extras(p: Parameter) -> str:

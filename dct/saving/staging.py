@@ -94,7 +94,7 @@ def cannot_write(folder: Path, error: OSError) -> DctError:
     if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)):
         cure = "free some space or choose another folder"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        cure = "choose a `folder` where you may write"
+        cure = "choose a folder where you may write"
     elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         return DctError(f"{folder} exists and is not empty: name a new folder")
     else:
