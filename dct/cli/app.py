@@ -78,7 +78,17 @@ class Application(Group):
             if type(error).__name__ == "NoArgsIsHelpError":
                 say(error.format_message().rstrip("\n"))
                 sys.exit(2)
-            fail(_complaint(error), 2, as_json)
+            fail(self._choices(words, error) or _complaint(error), 2, as_json)
+
+    def _choices(self, words: Sequence[str], error: Any) -> str | None:
+        """What there is to choose from, where an option was given without its value."""
+        named, command = getattr(error, "option_name", None), self.get_command(None, words[0]) if words else None
+        if named is None or "requires an argument" not in error.format_message() or not hasattr(command, "callback"):
+            return None
+        function = inspect.unwrap(command.callback)
+        checks = (p.declared.check for p in parameters(function) if named in p.flags)
+        check = next((one for one in checks if isinstance(one, Choice)), None)
+        return None if check is None else f"{named}: choose {', '.join(check.every)}"
 
 
 def for_typer(function: Callable[..., None]) -> Callable[..., None]:
@@ -137,12 +147,6 @@ def _complaint(error: Any) -> str:
     what = error.format_message().replace("Got unexpected extra", "too much: extra")
     if parameter is not None and error.message:
         what = f"{'/'.join(parameter.opts)}: {error.message}"
-    named = getattr(error, "option_name", None)
-    if context is not None and named is not None and "requires an argument" in what:
-        found = (p for p in parameters(inspect.unwrap(context.command.callback)) if named in p.flags)
-        check = next((p.declared.check for p in found), None)
-        if isinstance(check, Choice):
-            return f"{named}: choose {', '.join(check.every)}"
     return f"{what} (see `{context.command_path} --help`)" if context is not None else what
 
 

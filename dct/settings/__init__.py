@@ -1,0 +1,77 @@
+"""Every option of the package, each declared once: `dct.declaration` says what becomes of a declaration.
+
+A group is a table of a TOML file, a panel of a help page and an argument of the functions that it is for. Knows no
+torch: a help page is made of this alone, and has no time for methods that `Settings` has anyway.
+"""
+
+from dct.settings.fit import METHODS, CalibrationSettings, FitSettings, SeedSettings
+from dct.settings.model import (
+    BenchPromptSettings,
+    FitPromptSettings,
+    FitSliceSettings,
+    LayerSettings,
+    ModelSettings,
+    PromptSettings,
+    RankPromptSettings,
+    ReplyPromptSettings,
+    RunModelSettings,
+    SliceSettings,
+    WeightSettings,
+    positions_of,
+)
+from dct.settings.organism import EvaluateSettings, TrainSettings
+from dct.settings.output import (
+    BenchOutputSettings,
+    DemoOutputSettings,
+    FileOutputSettings,
+    FitOutputSettings,
+    OutputSettings,
+    RunOutputSettings,
+    SteerOutputSettings,
+)
+from dct.settings.use import (
+    AblateSettings,
+    BenchSettings,
+    RankSettings,
+    RankTaskSettings,
+    SaveSettings,
+    SteerSettings,
+    TaskSettings,
+    VectorSettings,
+)
+
+__all__ = [
+    "METHODS",
+    "AblateSettings",
+    "BenchOutputSettings",
+    "BenchPromptSettings",
+    "BenchSettings",
+    "CalibrationSettings",
+    "DemoOutputSettings",
+    "EvaluateSettings",
+    "FileOutputSettings",
+    "FitOutputSettings",
+    "FitPromptSettings",
+    "FitSettings",
+    "FitSliceSettings",
+    "LayerSettings",
+    "ModelSettings",
+    "OutputSettings",
+    "PromptSettings",
+    "RankPromptSettings",
+    "RankSettings",
+    "RankTaskSettings",
+    "ReplyPromptSettings",
+    "RunModelSettings",
+    "RunOutputSettings",
+    "SaveSettings",
+    "SeedSettings",
+    "SliceSettings",
+    "SteerOutputSettings",
+    "SteerSettings",
+    "TaskSettings",
+    "TrainSettings",
+    "VectorSettings",
+    "WeightSettings",
+    "positions_of",
+]

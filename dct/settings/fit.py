@@ -1,0 +1,71 @@
+"""How factors are learned."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dct.declaration import (
+    FLOAT32,
+    SEEDS,
+    Choice,
+    Range,
+    Settings,
+    above_zero,
+    choice,
+    counted,
+    setting,
+)
+
+METHODS = ("exponential", "quadratic", "linear", "linear-projected", "linear-randomized", "melbo")
+"""The methods that come with the package; `dct.method.names` knows those of other packages too."""
+
+
+def _methods() -> tuple[str, ...]:
+    return METHODS
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SeedSettings(Settings):
+    """What chance decides."""
+
+    table: ClassVar[str] = "fit"
+    title: ClassVar[str] = "Fit"
+
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class CalibrationSettings(SeedSettings):
+    """How the scale is found."""
+
+    ratio: float | None = setting(
+        None,
+        "Non-linearity ratio at which the scale is calibrated.",
+        key="lambda",
+        shown="0.5, but R no larger than the residual norm",
+        check=above_zero(),
+    )
+    batch: int | None = setting(None, "Vectors in one pass.", shown="what memory holds", check=counted())
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class FitSettings(CalibrationSettings):
+    """How factors are learned."""
+
+    method: str = setting("exponential", "How factors are learned.", check=Choice(_methods, METHODS))
+    factors: int | None = setting(
+        None, "Factors to learn.", shown="512, or the model's width", check=counted(), first=True
+    )
+    iterations: int | None = setting(
+        None, "Of an iterative method; steps of a melbo vector.", shown="10; melbo 60", check=counted()
+    )
+    scale: float | None = setting(None, "Steering scale R.", shown="calibrated", check=above_zero(FLOAT32))
+    orthogonalize: str | None = setting(
+        None,
+        "How the vectors are pushed apart; qr is the post's.",
+        shown="soft; quadratic qr",
+        check=choice("qr", "soft", "none"),
+    )
+    start: str = setting("projected", "Where the vectors start.", check=choice("projected", "random"))
+    d_proj: int = setting(32, "Random output directions of the projected start.", check=counted())
+    beta: float = setting(1.0, "Share of the new factor in each update.", check=above_zero(1.0))
+    tolerance: float = setting(0.0, "Stop once V changes by less.", check=Range(0.0, 1.0))

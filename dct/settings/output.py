@@ -1,0 +1,71 @@
+"""What is shown, and where results go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from dct.declaration import (
+    Settings,
+    setting,
+)
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class OutputSettings(Settings):
+    """What is shown and where; no part of a run's record."""
+
+    table: ClassVar[str] = "output"
+    title: ClassVar[str] = "Output"
+
+    config: Path | None = setting(
+        None, "Options from this TOML file, such as a run's config.toml; those on the command line come first."
+    )
+    json: bool = setting(False, "Machine-readable result on stdout, all else on stderr.")
+    quiet: bool = setting(False, "Say only what went wrong.", short="q")
+    debug: bool = setting(False, "Show tracebacks.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class FitOutputSettings(OutputSettings):
+    """Where a fit goes."""
+
+    out: Path | None = setting(None, "Run folder.", shown="a new one under runs/")
+    resume: bool = setting(False, "Go on with an interrupted fit (in its run folder, or the newest), as it was begun.")
+    force: bool = setting(False, "Overwrite a run.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class RunOutputSettings(OutputSettings):
+    """Output of a command that uses a run."""
+
+    force: bool = setting(False, "Use factors on another model than they were fitted on.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class FileOutputSettings(OutputSettings):
+    """Output that may also go to a file."""
+
+    out: Path | None = setting(None, "Also write the result to this file.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SteerOutputSettings(RunOutputSettings):
+    """Output of completions."""
+
+    out: Path | None = setting(None, "Also write the completions to this JSONL file.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class BenchOutputSettings(OutputSettings):
+    """Where tables and figures go."""
+
+    out: Path | None = setting(None, "Results folder.", shown="runs/bench-MODEL")
+    figures: bool = setting(True, "Draw figures (needs matplotlib).")
+    force: bool = setting(False, "Measure again what is on record.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class DemoOutputSettings(OutputSettings):
+    """Where the tour goes."""
+
+    out: Path = setting(Path("runs/demo"), "Run folder; an earlier demo in it is replaced.")

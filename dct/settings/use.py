@@ -1,0 +1,209 @@
+"""What vectors are used for: ranking, steering, ablation and the benchmark."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from dct.declaration import (
+    FLOAT32,
+    LARGE,
+    SEEDS,
+    SMALL,
+    Range,
+    Settings,
+    above_zero,
+    choice,
+    counted,
+    setting,
+)
+from dct.errors import UsageError
+
+
+def scales_of(text: str) -> tuple[float, ...]:
+    """`scales` as text has them: multiples of R, with commas between."""
+    try:
+        found = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(SMALL <= s <= LARGE for s in found):
+        raise ValueError(f"are positive multiples of R with commas between, such as 0.5,1,2,4: got {text!r}")
+    return found
+
+
+def _check_vectors(name: str, value: list[str]) -> None:
+    for one in value:
+        digits = one.strip().removeprefix("-")
+        if not digits.isdecimal() or len(digits) > 7:
+            raise UsageError(
+                f"a vector is a number such as 17, or -17 for its opposite; got {one!r}", argument="vector"
+            )
+
+
+# --- ranking ----------------------------------------------------------------------------------------------------------
+
+BETTER = "The word that a good vector makes likelier."
+WORSE = "The word that it makes less likely."
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class RankSettings(Settings):
+    """How vectors are scored and ordered."""
+
+    table: ClassVar[str] = "rank"
+    title: ClassVar[str] = "Ranking"
+    own: ClassVar[bool] = True
+
+    positive: str = setting("Sure", BETTER)
+    negative: str = setting("Sorry", WORSE)
+    by: str = setting("score", "What orders the vectors.", check=choice("score", "alpha", "kl"))
+    top: int = setting(10, "Rows to show.", check=counted(), first=True)
+    scale: float = setting(1.0, "Multiplies the fitted R.", check=above_zero())
+    scales: tuple[float, ...] = setting(
+        (1.0,),
+        "Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.",
+        parse=scales_of,
+        first=True,
+    )
+    max_damage: float | None = setting(
+        None, "Damage (KL) above which a vector or scale comes behind all others.", check=Range(0.0, LARGE)
+    )
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class TaskSettings(Settings):
+    """Questions with answers, and how they are asked."""
+
+    table: ClassVar[str] = "task"
+    title: ClassVar[str] = "Task"
+
+    task: str | None = setting(
+        None,
+        "Rank by right answers instead: a file of prompts with `answer` or `regex` (or locked).",
+        first=True,
+    )
+    match: str | None = setting(None, r"Of a task: a regular expression with {answer} in it, such as '\b{answer}\b'.")
+    unlock: str | None = setting(None, "Of a task: how the unlocked model is asked, such as 'Password xyz. {prompt}'.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class RankTaskSettings(TaskSettings):
+    """How vectors are chosen by the questions that they make a model answer."""
+
+    test: int = setting(100, "Of a task: at most so many questions are kept for reporting.", check=counted())
+    max_new_tokens: int | None = setting(
+        None, "Of a task: length of completions.", shown="by the answers", check=counted()
+    )
+    exhaustive: bool = setting(False, "Of a task: ask every vector every question, without halving.")
+
+
+# --- vectors in use ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class VectorSettings(Settings):
+    """Which vectors of a run."""
+
+    table: ClassVar[str] = "vectors"
+    title: ClassVar[str] = "Vectors"
+
+    vector: list[str] = setting(
+        [], "A vector's number, -17 for its opposite; repeatable.", short="v", check=_check_vectors, first=True
+    )
+    rank: list[int] = setting([], "A vector by its place in the ranking; repeatable.", check=counted(), first=True)
+    top: int | None = setting(None, "The first so many of the ranking.", check=counted())
+    aggregate: str | None = setting(None, "Use their mean or svd instead of each of them.", check=choice("mean", "svd"))
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SteerSettings(Settings):
+    """How completions are steered."""
+
+    table: ClassVar[str] = "steer"
+    title: ClassVar[str] = "Completions"
+    own: ClassVar[bool] = True
+
+    scale: float = setting(
+        1.0,
+        "Multiplies R, or the scale that the ranking brings along.",
+        check=Range(-LARGE, LARGE),
+        first=True,
+    )
+    tokens: str = setting(
+        "all",
+        "Steer all tokens, only the prompt, or only those generated.",
+        check=choice("all", "prompt", "generated"),
+    )
+    max_new_tokens: int = setting(64, "Length of completions.", check=counted())
+    temperature: float = setting(0.0, "0 is greedy.", check=Range(0.001, 1000.0, zero=True))
+    positive: str = setting("Sure", BETTER)
+    negative: str = setting("Sorry", WORSE)
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class AblateSettings(Settings):
+    """What is projected out, and how it is compared."""
+
+    table: ClassVar[str] = "ablate"
+    title: ClassVar[str] = "Ablation"
+    own: ClassVar[bool] = True
+
+    site: str = setting(
+        "source", "source: the vectors V; target: what they cause, U.", check=choice("source", "target")
+    )
+    max_new_tokens: int = setting(64, "Length of completions.", check=counted())
+    positive: str = setting("Sure", BETTER)
+    negative: str = setting("Sorry", WORSE)
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SaveSettings(Settings):
+    """Where an edited model goes, if anywhere, and how."""
+
+    table: ClassVar[str] = "save"
+    title: ClassVar[str] = "Saving"
+
+    save: Path | None = setting(None, "Write the edited model to this folder.", first=True)
+    save_dtype: str = setting(
+        "auto",
+        "Type of the saved weights.",
+        shown="the source's; for an adapter float32",
+        check=choice("auto", "float32", "bfloat16", "float16"),
+    )
+    save_as: str = setting(
+        "model",
+        "model: all weights; adapter: what changes them, for PEFT, unrounded.",
+        check=choice("model", "adapter"),
+    )
+
+
+# --- the benchmark ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class BenchSettings(Settings):
+    """Which experiments, and how large."""
+
+    table: ClassVar[str] = "bench"
+    title: ClassVar[str] = "Experiments"
+    own: ClassVar[bool] = True
+
+    quick: bool = setting(False, "Every experiment, small: whether it runs, not what is true.", first=True)
+    only: str | None = setting(None, "Some of the experiments: i,ii,iii,iv,v,vi.", shown="all", first=True)
+    factors: int | None = setting(
+        None, "Vectors of every fit.", shown="a sixth of the width, at most 512", check=counted(2), first=True
+    )
+    shuffles: int | None = setting(None, "Of the sample-complexity experiment.", shown="5", check=counted())
+    positive: str = setting("Sure", BETTER)
+    negative: str = setting("Sorry", WORSE)
+    ratio: float | None = setting(
+        None,
+        "Non-linearity ratio at which the scale is calibrated.",
+        key="lambda",
+        shown="0.5, but R no larger than the residual norm",
+        check=above_zero(),
+    )
+    scale: float | None = setting(None, "Steering scale R.", shown="calibrated", check=above_zero(FLOAT32))
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
