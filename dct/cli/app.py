@@ -85,7 +85,7 @@ class Application(Group):
         named, command = getattr(error, "option_name", None), self.get_command(None, words[0]) if words else None
         if named is None or "requires an argument" not in error.format_message() or not hasattr(command, "callback"):
             return None
-        function = inspect.unwrap(command.callback)
+        function = inspect.unwrap(command.callback)  # type: ignore[union-attr]
         checks = (p.declared.check for p in parameters(function) if named in p.flags)
         check = next((one for one in checks if isinstance(one, Choice)), None)
         return None if check is None else f"{named}: choose {', '.join(check.every)}"
