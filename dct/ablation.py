@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dct.calls import stream_of
 from dct.errors import DctError
 from dct.model import LanguageModel
 from dct.quantised import quantised_parameters
-from dct.recording import stream_of
 from dct.streamwatch import Addition, watched
 from dct.writers import Writer, projected, sites
 

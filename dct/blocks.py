@@ -16,10 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from dct import compat
+from dct.calls import Call, Made, behind, fresh, leaves, stream_of
+from dct.chain import non_finite, standing_aside
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
 from dct.narrowing import ReadCall
-from dct.recording import Call, Made, behind, fresh, leaves, non_finite, standing_aside, stream_of
 
 Run = Callable[[nn.Module, Call, Tensor], Any]
 """Runs a block: `run_block` or a compiled form of it."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dct import compat
-from dct.recording import Call, Made, fresh, rebuilt, stream_of
+from dct.calls import Call, Made, fresh, rebuilt, stream_of
 
 
 class ReadCall:

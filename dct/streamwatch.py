@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dct.calls import split_call, stream_of
+from dct.chain import standing_aside
 from dct.errors import DctError
-from dct.recording import split_call, standing_aside, stream_of
 
 ADDS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 """What torch calls an addition."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dct import compat
 from dct.batching import out_of_memory
+from dct.calls import Call, Made, fresh, leaves, stream_of
 from dct.errors import DctError
 from dct.model import LanguageModel
-from dct.recording import Call, Made, fresh, leaves, record, stream_of
+from dct.recording import record
 from dct.streamwatch import StreamWatch
 
 OUTPUT_PROJECTIONS = frozenset(
