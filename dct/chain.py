@@ -55,6 +55,7 @@ class Chain:
 
 
 def not_run(lm: LanguageModel) -> str:
+    """That a run went past the block list, as a message for the user."""
     return f"{lm.name} did not run through its block list {lm.layers_path}: name another with `layers`"
 
 

@@ -202,6 +202,7 @@ class Checkpoint:
         kind, chosen = type(self.skeleton), self._part(blocks, ends)
 
         def left_out(self_: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            """The class's own construction, and then everything else left out."""
             kind.__init__(self_, config, *args, **kwargs)
             chosen.strip(self_)
 

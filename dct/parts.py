@@ -60,6 +60,7 @@ class Part:
         asked = self._smallest_of_towers(model, text) if self.ends and text else set()
 
         def keep(name: str) -> bool:
+            """Whether the parameter of this name stays."""
             number = self._block(name)
             if number is not None:
                 return number in self.blocks

@@ -67,6 +67,7 @@ def kept_bytes(f: Callable[[Tensor], Tensor], theta: Tensor, without: Collection
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
+        """Counts what autograd keeps, and keeps it."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in without:
             kept[storage.data_ptr()] = storage.nbytes()

@@ -46,7 +46,10 @@ def _recorded(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -
     versions: list[tuple[str, Tensor, int]] = []
 
     def before(index: int) -> Any:
+        """A pre-hook for block `index`."""
+
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            """Keeps the arguments of a block that is about to run, and below the source nothing."""
             stream, call = split_call(block, args, kwargs)
             watch.enters(index, stream)
             if index < source:
@@ -61,7 +64,10 @@ def _recorded(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -
         return hook
 
     def after(index: int) -> Any:
+        """A forward hook for block `index`."""
+
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            """Keeps what a block put out, checks it, and leaves the model at the target."""
             stream = stream_of(output)
             watch.leaves(index, stream)
             lm.behind = behind(output)
@@ -107,7 +113,10 @@ def own_run(
     leaving: list[Tensor] = []
 
     def before(index: int) -> Any:
+        """A pre-hook for block `index`."""
+
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            """Adds theta to the stream that enters the source block."""
             stream, _ = split_call(block, args, kwargs)
             watch.enters(index, stream)
             if index != source:
@@ -118,7 +127,10 @@ def own_run(
         return hook
 
     def after(index: int) -> Any:
+        """A forward hook for block `index`."""
+
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            """Keeps the stream that enters the target."""
             watch.leaves(index, stream_of(output))
             if index == target - 1:
                 leaving.append(stream_of(output)[0].clone())

@@ -54,7 +54,10 @@ def _handed_over(
     calls: list[Call] = []
 
     def stand_in(index: int, block: nn.Module) -> Any:
+        """A forward for a block that is not run."""
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            """Keeps what the block is handed and passes the stream on."""
             stream, call = split_call(block, args, kwargs)
             watch.enters(index, stream)
             streams.append(stream)

@@ -138,6 +138,7 @@ class Rows:
         recorded = recordings[k]
 
         def replayed() -> Tensor:
+            """The prompt's stream at all tokens, as the slice makes it."""
             stream = (recorded.entering.to(self.dtype) + self.probe).to(self.lm.dtype)[None]
             with torch.no_grad():
                 return replay(self.lm, self.source, recorded.calls, stream)[0].to(self.dtype)

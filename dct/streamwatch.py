@@ -142,9 +142,11 @@ def watched(
     """
 
     def stand_in(index: int, block: nn.Module) -> Any:
+        """A forward that runs the block under a watch."""
         own = block.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            """The block's own output; `seen` is told what was added."""
             watch = StreamWatch(split_call(block, args, kwargs)[0], change)
             with watch:
                 output = own(*args, **kwargs)
