@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dct.calls import stream_of
 from dct.errors import DctError
 from dct.model import LanguageModel
 from dct.quantised import quantised_parameters
-from dct.recording import stream_of
 from dct.streamwatch import Addition, watched
 from dct.writers import Writer, projected, sites
 
@@ -168,6 +168,7 @@ def _project(added: Tensor, basis: Float[Tensor, "k width"]) -> Tensor:
 
 def _projection(basis: Tensor) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """A forward hook: what the module puts out, or the first of it, without its component in the span."""
         kept = _project(stream_of(output), basis)
         return kept if isinstance(output, Tensor) else type(output)([kept, *output[1:]])
 
@@ -191,6 +192,7 @@ def leak(lm: LanguageModel, directions: Tensor, prompts: Sequence[Sequence[int]]
     largest = 0.0
 
     def seen(_: int, additions: tuple[Addition, ...]) -> None:
+        """Keeps the largest component of a block's additions along the span."""
         nonlocal largest
         for addition in additions:  # Apple's devices have no float64
             largest = max(largest, float((addition.what.cpu().double() @ basis.T).abs().max()))

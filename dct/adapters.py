@@ -12,9 +12,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from dct.errors import DctError
+from dct.headers import tensors
 from dct.quantised import quantised_parameters
 from dct.sources import ADAPTER, base_of
-from dct.weightfiles import tensors
 
 SAFE, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 

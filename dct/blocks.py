@@ -16,10 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from dct import compat
+from dct.calls import Call, Made, behind, fresh, leaves, stream_of
+from dct.chain import non_finite, standing_aside
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
 from dct.narrowing import ReadCall
-from dct.recording import Call, Made, behind, fresh, leaves, non_finite, standing_aside, stream_of
 
 Run = Callable[[nn.Module, Call, Tensor], Any]
 """Runs a block: `run_block` or a compiled form of it."""
@@ -95,11 +96,13 @@ def _read_out(lm: LanguageModel, stream: Tensor, aside: bool) -> Tensor:
     ids = torch.zeros(len(rows), 1, dtype=torch.long, device=lm.device)
 
     def returned(stream: Tensor, rest: tuple[Any, ...] | None) -> Any:
+        """The stream as a block of this model puts it out, alone or with what stood behind it."""
         return stream if rest is None else (stream, *rest)
 
     if not aside:
 
         def replaced(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            """A forward hook: the given streams in place of what the last block put out."""
             here = stream_of(output)
             return returned(rows.to(here.device), behind(output))
 
@@ -111,7 +114,10 @@ def _read_out(lm: LanguageModel, stream: Tensor, aside: bool) -> Tensor:
         return logits[:, -1].float()
 
     def stand_in(index: int, block: nn.Module) -> Any:
+        """A forward for a block that does nothing; the last hands over the given streams."""
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            """The stream untouched, or from the last block the given one."""
             here = args[0] if args else next(iter(kwargs.values()))
             return returned(rows.to(here.device) if index == lm.depth - 1 else here, lm.behind)
 
@@ -131,6 +137,7 @@ def _reads_out(lm: LanguageModel) -> bool:
     left: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A forward hook: remembers the stream that leaves the last block, and the form of its output."""
         lm.behind = behind(output)
         left.append(stream_of(output))
 

@@ -71,6 +71,7 @@ class Chat:
 
     @property
     def has_template(self) -> bool:
+        """Whether the tokenizer brings a chat template."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     @property
@@ -241,9 +242,11 @@ def _shapes(prompt: str, system: str | None) -> Iterator[tuple[list[Message], li
     parts for the user alone."""
 
     def parts(text: str) -> list[dict[str, str]]:
+        """A text as a list of one part with a type."""
         return [{"type": "text", "text": text}]
 
     def messages(user: Any, above: Any) -> list[Message]:
+        """A conversation of one user message, below a system message if there is one."""
         first = [{"role": "system", "content": above}] if above else []
         return [*first, {"role": "user", "content": user}]
 

@@ -8,7 +8,6 @@ tying) is done.
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +17,17 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from dct import compat
 from dct.errors import DctError
 from dct.gguf import Header, read_header, require_package
+from dct.headers import tensors
 from dct.hub import snapshot
+from dct.parts import Part
 from dct.quantised import quantised_parameters
+from dct.quiet import hushed
 from dct.soundness import check_config, check_info, check_kind, check_tensors
 from dct.sources import Source
-from dct.weightfiles import tensors
 
 STRIDE = 500_000_000
 """Bytes of blocks read at a time when blocks are run in turn: small models in one go, large ones block by block."""
@@ -162,7 +162,7 @@ class Checkpoint:
 
     def count(self, blocks: range, *, ends: bool = False) -> int:
         """Parameters of some blocks, with `ends` also those that stand before the blocks and after them."""
-        keep = self._chooser(self.skeleton, blocks, ends)
+        keep = self._part(blocks, ends).chooser(self.skeleton)
         return sum(p.numel() for name, p in self.skeleton.named_parameters() if keep(name))
 
     def whole(self, dtype: torch.dtype | str, **placement: Any) -> PreTrainedModel:
@@ -199,11 +199,12 @@ class Checkpoint:
             blocks: whose weights are read.
             ends: read what stands before the blocks and the final norm too; never an output head of its own.
         """
-        kind = type(self.skeleton)
+        kind, chosen = type(self.skeleton), self._part(blocks, ends)
 
         def left_out(self_: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            """The class's own construction, and then everything else left out."""
             kind.__init__(self_, config, *args, **kwargs)
-            self._strip(self_, blocks, ends)
+            chosen.strip(self_)
 
         partial: Any = type(kind.__name__, (kind,), {"__init__": left_out, "__module__": kind.__module__})
         where_to = {"": device} if device.type == "cuda" else None
@@ -218,11 +219,14 @@ class Checkpoint:
                 **self.options,
             )
         model: PreTrainedModel = read[0]
-        check_info(read[1], self.where, self._chooser(self.skeleton, blocks, ends))
+        check_info(read[1], self.where, chosen.chooser(self.skeleton))
         for name, buffer in model.named_buffers():
             if name in self._unsaved_buffers:
                 buffer.copy_(self._unsaved_buffers[name])
         return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+    def _part(self, blocks: range, ends: bool) -> Part:
+        return Part(self.layers_path, blocks, ends, self.text_alone)
 
     @cached_property
     def _unsaved_buffers(self) -> dict[str, Tensor]:
@@ -245,75 +249,6 @@ class Checkpoint:
             yield from part.get_submodule(self.layers_path)[start:stop]  # type: ignore[index]
             del part
             start = stop
-
-    def _strip(self, model: PreTrainedModel, blocks: range, ends: bool) -> None:
-        """Leaves parameters out, as a layer without bias leaves out its bias."""
-        keep = self._chooser(model, blocks, ends)
-        touched: set[str] = set()
-        for prefix, module in model.named_modules():
-            own = {name: p for name, p in module._parameters.items() if p is not None}
-            gone = [name for name in own if not keep(f"{prefix}.{name}" if prefix else name)]
-            for name in gone:
-                module._parameters[name] = None
-            number = self._block(prefix)
-            if gone or (number is not None and number not in blocks):
-                compat.needs_no_first_values(module)  # what is not there has none
-                parts = prefix.split(".") if prefix else []
-                touched |= {".".join(parts[:k]) for k in range(len(parts))}
-        text = self._text_tower(model)
-        for prefix in touched:  # modules give first values to what stands inside them, too
-            module = model.get_submodule(prefix)
-            # What still runs may have buffers of its own, whose first values are computed then.
-            runs = next(module.parameters(), None) is not None and not _beside(prefix, text)
-            if not module._buffers or not runs:
-                compat.needs_no_first_values(module)
-        model.all_tied_weights_keys = {a: b for a, b in compat.tied_weights(model).items() if keep(a) and keep(b)}
-
-    def _chooser(self, model: PreTrainedModel, blocks: range, ends: bool) -> Callable[[str], bool]:
-        """Whether a parameter, by its name, belongs to the part."""
-        tied = compat.tied_weights(model)
-        head = model.get_output_embeddings()
-        headed = {f"{name}." for name, module in model.named_modules() if module is head and head is not None}
-        text = self._text_tower(model)
-        asked = self._smallest_of_towers(model, text) if ends and text else set()
-
-        def keep(name: str) -> bool:
-            number = self._block(name)
-            if number is not None:
-                return number in blocks
-            if name in tied or name in tied.values():
-                return ends
-            return ends and (name.startswith(text) or name in asked) and not name.startswith(tuple(headed))
-
-        return keep
-
-    def _text_tower(self, model: PreTrainedModel) -> str:
-        """How the names of what text passes through begin: towers for other inputs are in no part."""
-        if self.text_alone:
-            return ""
-        tower = compat.text_tower(model)
-        [name] = [name for name, module in model.named_modules() if module is tower]
-        return f"{name}." if name and self.layers_path.startswith(f"{name}.") else ""
-
-    def _smallest_of_towers(self, model: PreTrainedModel, text: str) -> set[str]:
-        """One small parameter of each tower for other inputs: models ask for its device even where it is not run."""
-        found = set()
-        for prefix, module in model.named_modules():
-            if isinstance(module, PreTrainedModel) and _beside(prefix, text):
-                sizes = {name: p.numel() for name, p in module.named_parameters(prefix)}
-                found |= {min(sizes, key=lambda name: sizes[name])} if sizes else set()
-        return found
-
-    def _block(self, name: str) -> int | None:
-        """The number of the block that a module or parameter belongs to."""
-        if not name.startswith(f"{self.layers_path}."):
-            return None
-        return int(name[len(self.layers_path) + 1 :].split(".", 1)[0])
-
-
-def _beside(prefix: str, text: str) -> bool:
-    """Whether a module is neither part of the text tower, whose names begin with `text`, nor around it."""
-    return bool(text) and not f"{prefix}.".startswith(text) and not text.startswith(f"{prefix}." if prefix else "")
 
 
 def _skeleton(config: PreTrainedConfig, where: str, trusted: bool) -> tuple[Any, PreTrainedModel]:
@@ -349,18 +284,3 @@ def _reads_text(skeleton: PreTrainedModel) -> bool:
     except Exception:  # numbers decide how such a model runs
         return True
     return True
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Without the libraries' bars, and transformers' list of the weights that a part leaves out."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with compat.silent_unpacking():
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

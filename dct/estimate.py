@@ -70,6 +70,7 @@ def seconds(f: Map, dim: int, *works: Work, batch: int | None = None) -> list[fl
     timed = [kind for kind in guessed if kind == largest or guessed[kind] >= PART * sum(guessed.values())]
 
     def passes(kind: str) -> Callable[[int], float]:
+        """Seconds of a pass of this kind, as a function of its rows."""
         return lambda rows: _timed(d, kind, rows)
 
     laws = {
@@ -79,9 +80,11 @@ def seconds(f: Map, dim: int, *works: Work, batch: int | None = None) -> list[fl
     fixed, per_row = laws[largest]
 
     def law(kind: str) -> tuple[float, float]:
+        """Seconds of a pass and of each row; of a kind that was not timed, by `COST`."""
         return laws.get(kind, (fixed, per_row * COST[kind] / COST[largest]))
 
     def duration(kind: str, rows: int) -> float:
+        """Seconds of so many rows: ceil(rows / rows at once) * fixed + rows * each."""
         fixed, per_row = law(kind)
         return -(-rows // d.rows_at_once(kind)) * fixed + rows * per_row
 

@@ -29,6 +29,7 @@ class _Streamer:
         self.prompt_seen = False
 
     def put(self, value: Tensor) -> None:
+        """Called by `generate`: first with the prompts, then with one new token for every row."""
         if not self.prompt_seen:  # generate first hands over the prompts
             self.prompt_seen = True
             return
@@ -42,7 +43,7 @@ class _Streamer:
             self.on_token(row, self.lm.decode(self.ids[row]))
 
     def end(self) -> None:
-        pass
+        """Called by `generate` once all rows are done; there is nothing left to hand over."""
 
 
 def end_ids(lm: LanguageModel) -> set[int]:
@@ -87,6 +88,7 @@ def complete(
     for group in _together(lm, prompts):
 
         def run(start: int, stop: int, group: list[int] = group) -> list[int]:
+            """Completes the prompts start..stop-1 of a group and tells where they stand."""
             places = group[start:stop]
             rows = [list(prompts[k]) for k in places]
             chosen = None if vectors is None else vectors[places]

@@ -30,6 +30,7 @@ class Mark:
 
     @property
     def share(self) -> float:
+        """Right answers by questions asked."""
         return self.right / self.asked
 
 

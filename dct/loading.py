@@ -21,7 +21,7 @@ from dct.errors import DctError, UsageError
 from dct.model import LanguageModel, check_layers, tensor_fingerprint
 from dct.opening import first_line, loading_error, opened
 from dct.placement import DTYPES, Placement, device_of
-from dct.recording import runs_in_part
+from dct.resident import runs_in_part
 from dct.settings import ModelSettings
 from dct.soundness import check_numbers
 from dct.sources import find, resolve

@@ -122,10 +122,12 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type that the blocks compute in."""
         return self.model.dtype
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether prompts are put into a chat template; without one they are plain text."""
         return self.chat.has_template
 
     @property
@@ -215,6 +217,7 @@ class LanguageModel:
         return self.chat.continuation(word, system)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def describe(self) -> dict[str, Any]:
@@ -309,6 +312,7 @@ def check_layers(source: int, target: int, depth: int | None = None) -> None:
 
 
 def tensor_fingerprint(model: nn.Module) -> str:
+    """Identity of a model in memory, from sixteen numbers of every parameter: for models that come from no file."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()

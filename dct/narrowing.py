@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dct import compat
-from dct.recording import Call, Made, fresh, rebuilt, stream_of
+from dct.calls import Call, Made, fresh, rebuilt, stream_of
 
 
 class ReadCall:
@@ -80,6 +80,11 @@ def _at_tokens(call: Call, tokens: int, queries: Tensor, keys: Tensor) -> Call:
     """A block's arguments for some of its tokens: whatever has a token axis, at `queries`; masks, at `keys` too."""
 
     def leaf(value: Any) -> Any:
+        """One argument for the chosen tokens.
+
+        Raises:
+            ValueError: it is what an earlier block made, at all tokens.
+        """
         if isinstance(value, Made):
             raise ValueError("the block takes what an earlier block made")
         if not isinstance(value, Tensor) or not value.ndim:

@@ -12,13 +12,14 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from dct import adapters
 from dct.chat import load_tokenizer
-from dct.checkpoint import Checkpoint, hushed
+from dct.checkpoint import Checkpoint
 from dct.errors import DctError
 from dct.gguf import Header
+from dct.headers import PICKLES
 from dct.hub import Answer, ask, download, explained, shown, snapshot
 from dct.model import find_layers
+from dct.quiet import hushed
 from dct.sources import ADAPTER, CONFIG, Source, adapted, find
-from dct.weightfiles import PICKLES
 
 ADAPTER_FILES = ["adapter_*", "token*", "special_tokens*", "*.jinja"]
 """What is brought of an adapter from the hub."""

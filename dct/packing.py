@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dct.calls import CONSTANTS, Call, Made, Recording
 from dct.narrowing import ReadCall, token_axis
-from dct.recording import CONSTANTS, Call, Made, Recording
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,20 @@ class Row:
         return replace(self, calls=[*self.calls[:-1], last], leaving=leaving)
 
 
-def unpacked_rows(recordings: Sequence[Recording], reads: Sequence[int]) -> list[Row]:
-    """Each prompt in a row of its own, the last `reads` tokens of it being read."""
-    return [_single(recording, read) for recording, read in zip(recordings, reads, strict=True)]
+def unpacked_rows(recordings: Sequence[Recording], target_counts: Sequence[int]) -> list[Row]:
+    """Each prompt in a row of its own, the last `target_counts` tokens of it being read."""
+    return [_single(recording, read) for recording, read in zip(recordings, target_counts, strict=True)]
 
 
 def packed_rows(
-    recordings: Sequence[Recording], ids: Sequence[Sequence[int]], reads: Sequence[int], limit: int
+    recordings: Sequence[Recording], ids: Sequence[Sequence[int]], target_counts: Sequence[int], limit: int
 ) -> list[Row]:
     """Prompts in rows of at most `limit` tokens; a longer prompt has a row of its own.
 
     Raises:
         UnpackableError: the model passes its blocks something that cannot be put together from several prompts.
     """
-    return [_packed(recordings, ids, reads, group) for group in groups(ids, limit)]
+    return [_packed(recordings, ids, target_counts, group) for group in groups(ids, limit)]
 
 
 class UnpackableError(Exception):
@@ -95,11 +95,11 @@ def _single(recording: Recording, read: int) -> Row:
 
 
 def _packed(
-    recordings: Sequence[Recording], ids: Sequence[Sequence[int]], reads: Sequence[int], group: list[int]
+    recordings: Sequence[Recording], ids: Sequence[Sequence[int]], target_counts: Sequence[int], group: list[int]
 ) -> Row:
     """One row for several prompts."""
     if len(group) == 1:
-        return _single(recordings[group[0]], reads[group[0]])
+        return _single(recordings[group[0]], target_counts[group[0]])
     prefix = shared_prefix([ids[k] for k in group])
     lengths = [len(ids[k]) for k in group]
     entering = torch.cat([recordings[group[0]].entering[:prefix]] + [recordings[k].entering[prefix:] for k in group])
@@ -108,7 +108,7 @@ def _packed(
         place = torch.arange(length)
         place[prefix:] += offset - prefix
         offset += length - prefix
-        targets.append(place[length - reads[k] :])
+        targets.append(place[length - target_counts[k] :])
     merge = _Merger(prefix, lengths, entering.device)
     calls = [merge.calls(per_prompt) for per_prompt in zip(*(recordings[k].calls for k in group), strict=True)]
     return Row(entering, calls, torch.cat(targets).to(entering.device))

@@ -44,6 +44,13 @@ class Placement:
     def of(
         cls, checkpoint: Checkpoint, blocks: range | None, dtype: str, place: torch.device, memory: int | None
     ) -> "Placement":
+        """Decides from the checkpoint's sizes and what is free on the device.
+
+        Args:
+            blocks: those that are loaded; None for all of the model.
+            dtype: `auto` or a name; `auto` is decided here.
+            memory: bytes to stay within on the device; None for what is free.
+        """
         whole = blocks is None
         # While prompts are run, what stands around the blocks and a few blocks below the slice are there as well.
         count = checkpoint.parameters if blocks is None else checkpoint.count(blocks, ends=True)
@@ -93,6 +100,12 @@ def _bytes(parameters: int, dtype: torch.dtype) -> int:
 
 
 def device_of(name: str) -> torch.device:
+    """The device of that name; `auto` and `map` are the first GPU, Apple's, or the CPU.
+
+    Raises:
+        UsageError: no such name.
+        DctError: this machine or this torch has none.
+    """
     if name in ("auto", "map"):
         if torch.cuda.is_available():
             return torch.device("cuda")

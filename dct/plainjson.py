@@ -60,11 +60,13 @@ def loads(text: str | bytes, *, lenient: bool = False) -> Any:
     """
 
     def constant(token: str) -> Any:
+        """NaN and Infinity, which JSON does not have: refused, or null where that is let pass."""
         if not lenient:
             raise ValueError(f"{token} is no number of JSON")
         return None
 
     def number(token: str) -> Any:
+        """A float that is finite."""
         value = float(token)
         return value if math.isfinite(value) else constant(token)
 

@@ -111,6 +111,7 @@ def _loaded(text: str) -> Any:
     """JSON in which no name stands twice: the later value would silently win."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object whose keys are all different."""
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]

@@ -49,6 +49,7 @@ class Run:
 
     @property
     def ranking(self) -> Path:
+        """Where the ranking of these factors is, once they have been ranked."""
         return self.folder / RANK
 
     @property

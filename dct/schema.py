@@ -30,6 +30,7 @@ class Is(Rule):
     test: Callable[[Any], bool]
 
     def wrong(self, value: Any, name: str) -> str | None:
+        """Nothing where the test passes, else the value and what it should be."""
         return None if self.test(value) else f"no {name} that is {self.what} (it is {_shown(value)})"
 
 
@@ -40,6 +41,7 @@ class OrNull(Rule):
     rule: Rule
 
     def wrong(self, value: Any, name: str) -> str | None:
+        """Nothing for null, else what the rule finds."""
         return None if value is None else self.rule.wrong(value, name)
 
 
@@ -51,6 +53,7 @@ class Listing(Rule):
     least: int = 0
 
     def wrong(self, value: Any, name: str) -> str | None:
+        """What is wrong with the list, or with the first entry that breaks its rule."""
         if not isinstance(value, list) or len(value) < self.least:
             what = f"a list of {self.least} or more" if self.least else "a list"
             return f"no {name} that is {what} (it is {_shown(value)})"
@@ -71,6 +74,7 @@ class Record(Rule):
     optional: Mapping[str, Rule] = field(default_factory=dict)
 
     def wrong(self, value: Any, name: str) -> str | None:
+        """The first key that is missing, or the first value that breaks its rule."""
         if not isinstance(value, dict):
             return f"no {name} that is an object (it is {_shown(value)})"
         prefix = f"{name}." if name else ""
@@ -94,6 +98,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
     """A finite number from `low` (or `above` it) to `high`; truth values are none."""
 
     def test(value: Any) -> bool:
+        """A finite number within the bounds."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         try:
@@ -111,6 +116,7 @@ def whole(low: int = 0, high: int = 2**53) -> Is:
     """A whole number from `low` to `high`."""
 
     def test(value: Any) -> bool:
+        """An integer within the bounds."""
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
     return Is(f"a whole number from {low} to {high}", test)
@@ -120,6 +126,7 @@ def text(least: int = 0) -> Is:
     """Text of `least` characters that are not white space at the ends, without the character of code 0."""
 
     def test(value: Any) -> bool:
+        """Text that is long enough."""
         return isinstance(value, str) and len(value.strip()) >= least and "\0" not in value
 
     return Is("text" if least else "text without a null character", test)

@@ -103,6 +103,7 @@ class Scorer:
 
     @property
     def unsteered(self) -> Effect:
+        """The model left alone."""
         return Effect(float(self.base.mean()), 0.0, 0.0 if self.harmless is not None else None)
 
     def difference_of_means(self) -> Float[Tensor, " width"] | None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dct import compat
 from dct.errors import DctError
-from dct.weightfiles import Tensor
+from dct.headers import Tensor
 
 MOST_BLOCKS = 10_000
 """More blocks, or experts in one, than any model has; building them alone would take minutes."""

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dct import compat
+from dct.calls import by_name, split_call, with_stream
 from dct.errors import DctError, UsageError
 from dct.model import LanguageModel
-from dct.recording import by_name, split_call, with_stream
 
 TOKENS = ("all", "prompt", "generated")
 

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dct.calls import split_call, stream_of
+from dct.chain import standing_aside
 from dct.errors import DctError
-from dct.recording import split_call, standing_aside, stream_of
 
 ADDS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 """What torch calls an addition."""
@@ -141,9 +142,11 @@ def watched(
     """
 
     def stand_in(index: int, block: nn.Module) -> Any:
+        """A forward that runs the block under a watch."""
         own = block.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            """The block's own output; `seen` is told what was added."""
             watch = StreamWatch(split_call(block, args, kwargs)[0], change)
             with watch:
                 output = own(*args, **kwargs)

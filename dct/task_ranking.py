@@ -216,6 +216,7 @@ class _Field:
 
     @classmethod
     def of(cls, factors: Factors, aim: Aim, scales: Sequence[float], width: int, seed: int) -> "_Field":
+        """All directions of the factors and as many random ones (drawn from seed + 2), at every scale."""
         names, directions = candidates(factors)
         alpha = factors.alpha.repeat(len(directions) // len(factors))
         strongest = alpha.argsort(descending=True, stable=True).tolist()
@@ -262,6 +263,7 @@ class _Exam:
         """The vectors by right answers to the validation questions, by halving."""
 
         def ask(which: list[int], questions: list[int]) -> Tensor:
+            """As `halving` asks: vectors and questions by number."""
             return self._asked(Task(tuple(self.validation.questions[q] for q in questions)), vectors[which])
 
         return halving(ask, len(vectors), len(self.validation), self.exhaustive)
@@ -293,6 +295,7 @@ class _Exam:
         prompts = [prompts[k % len(prompts)] for k in range(AT_ONCE)]
 
         def say(size: int, tokens: int) -> None:
+            """Completions under no vector, for timing."""
             none = torch.zeros(size, lm.width)
             complete(lm, prompts[:size], none, self.aim.layer, max_new_tokens=tokens, batch=size)
 

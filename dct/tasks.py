@@ -27,6 +27,7 @@ class Question:
     pattern: re.Pattern[str] | None = None
 
     def right(self, completion: str) -> bool:
+        """Whether a completion answers it."""
         if self.pattern is not None:
             return self.pattern.search(completion) is not None
         return self.answer is not None and completion.strip() == self.answer.strip()

@@ -137,6 +137,7 @@ class _Process:
         late = threading.Event()
 
         def stop() -> None:
+            """Ends a process that takes too long."""
             late.set()
             process.kill()
 
@@ -222,9 +223,11 @@ class _Environment:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def fail(message: str) -> None:
+            """What templates call to refuse a conversation."""
             raise jinja2.TemplateError(message)
 
         def as_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+            """Text as JSON has it, without jinja's escapes for HTML."""
             return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
         jinja = ImmutableSandboxedEnvironment(
@@ -235,10 +238,12 @@ class _Environment:
 
         @jinja2.pass_context
         def random(context: Any, values: Any) -> Any:
+            """jinja's own filter; what it gives is another thing each time."""
             self.changing = True
             return draw(context, values)
 
         def lipsum(*args: Any, **kwargs: Any) -> Any:
+            """jinja's own; what it gives is another thing each time."""
             self.changing = True
             return words(*args, **kwargs)
 
@@ -263,6 +268,7 @@ def _generation_tag() -> type:
         tags = {"generation"}  # noqa: RUF012 (jinja's own way)
 
         def parse(self, parser: Parser) -> nodes.Node:
+            """What stands between the tags, as it is."""
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)

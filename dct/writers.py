@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dct import compat
 from dct.batching import out_of_memory
+from dct.calls import Call, Made, fresh, leaves, stream_of
 from dct.errors import DctError
 from dct.model import LanguageModel
-from dct.recording import Call, Made, fresh, leaves, record, stream_of
+from dct.recording import record
 from dct.streamwatch import StreamWatch
 
 OUTPUT_PROJECTIONS = frozenset(
@@ -150,6 +151,7 @@ class _Block:
 
     def _keeps(self, name: str) -> Any:
         def hook(_: nn.Module, args: Any, output: Any) -> None:
+            """A forward hook: keeps what a module put out, where it is as large as the stream."""
             made = output[0] if isinstance(output, tuple | list) and output else output
             if name and isinstance(made, Tensor) and made.numel() == self.stream.numel():
                 self.outputs.setdefault(name, made.clone())
@@ -202,6 +204,7 @@ class _Block:
         everything = _candidates(self.lm, self.index)
 
         def behind(k: int, gain: Tensor | None) -> list[Writer]:
+            """The writers behind addition k: among those expected first, then among all."""
             probe = self._scaled(self.probes[k], gain)
             for groups in (_grouped(proposed), _grouped(everything)):
                 found = self._found(k, probe, groups, gain)

@@ -84,7 +84,7 @@ def test_blocks_are_found(lm):
 @pytest.mark.parametrize(("source", "target"), [(0, 1), (1, DEPTH - 1), (2, DEPTH)])
 def test_unsteered_slice_is_the_models_own_hidden_states(lm, source, target):
     slice_ = dct.Slice(lm, IDS, source, target)
-    assert_same(slice_.rest, last_tokens(lm, target))
+    assert_same(slice_.unsteered, last_tokens(lm, target))
     assert_same(slice_.streams(torch.zeros(1, WIDTH))[0], last_tokens(lm, target))
 
 
@@ -144,7 +144,7 @@ def test_packing_whatever_prompts_have_in_common(make_lm, architecture, ids):
     lm = make_lm(architecture)
     slice_ = dct.Slice(lm, ids, 1, 4)
     assert slice_.packed
-    assert_same(slice_.rest, torch.cat([own_streams(lm, row, 4)[-3:] for row in ids]))
+    assert_same(slice_.unsteered, torch.cat([own_streams(lm, row, 4)[-3:] for row in ids]))
 
 
 def test_a_prompt_sees_only_itself(lm, slice_):
@@ -164,7 +164,7 @@ def test_sliding_layers_do_not_look_beyond_their_window(make_lm, architecture):
     changed = [[1, 5, 66, *row[3:]] for row in IDS]
     far = [True, False, True]  # is token 2 more than 5 back from the end?
     for target, reach in ((1, False), (3, True)):
-        a, b = (dct.Slice(lm, ids, 0, target, positions=1).rest for ids in (IDS, changed))
+        a, b = (dct.Slice(lm, ids, 0, target, positions=1).unsteered for ids in (IDS, changed))
         moved = (a - b).norm(dim=1) / a.norm(dim=1)
         assert [bool(m > 1e-4) for m in moved] == [reach or not f for f in far]
 

@@ -166,7 +166,7 @@ def test_one_lane_where_blocks_are_moved_or_compiled_or_there_is_one_thread(make
         patched.setattr(lm.model, "_hf_hook", object(), raising=False)
         assert f.lanes == 1
     with monkeypatch.context() as patched:
-        patched.setattr(f, "_run", lambda block, call, stream: stream)
+        patched.setattr(f._rows, "run", lambda block, call, stream: stream)
         assert f.lanes == 1
     assert f.lanes == 2
     torch.set_num_threads(1)

@@ -56,7 +56,7 @@ def test_slice_loaded_alone_is_the_slice_of_the_whole_model(folder, source, targ
     whole, part = load(str(folder), dtype="float32"), load(str(folder), between=(source, target), dtype="float32")
     theta = 3 * torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
     a, b = dct.Slice(whole, IDS, source, target), dct.Slice(part, IDS, source, target)
-    assert torch.equal(a.rest, b.rest)
+    assert torch.equal(a.unsteered, b.unsteered)
     assert torch.equal(a(theta), b(theta))
     assert a.residual_norm == b.residual_norm
     assert a.packed == b.packed
@@ -149,7 +149,7 @@ def test_a_model_loaded_for_a_slice_refuses_another_one(folder, source, target):
 
 def test_a_narrower_slice_of_what_is_loaded_will_do(folder):
     whole, part = load(str(folder), dtype="float32"), load(str(folder), between=(1, 4), dtype="float32")
-    assert torch.equal(dct.Slice(whole, IDS, 2, 3).rest, dct.Slice(part, IDS, 2, 3).rest)
+    assert torch.equal(dct.Slice(whole, IDS, 2, 3).unsteered, dct.Slice(part, IDS, 2, 3).unsteered)
 
 
 def test_ranking_with_a_model_loaded_for_a_slice_says_so(folder):

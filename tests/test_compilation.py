@@ -38,8 +38,8 @@ def test_a_compiled_slice_is_the_same_map(make_lm):
     plain = dct.Slice(make_lm("llama"), IDS, 1, 4)
     slice_.compile()
     used = []
-    fused = slice_._run.fused
-    slice_._run.fused = lambda *args: used.append(len(args[2])) or fused(*args)
+    fused = slice_._rows.run.fused
+    slice_._rows.run.fused = lambda *args: used.append(len(args[2])) or fused(*args)
     for rows in (1, 2, 5):
         theta, u = vectors(rows), normalize(vectors(rows + 10)[:rows], dim=1)
         with torch.no_grad():

@@ -151,9 +151,9 @@ def test_batch_is_what_free_memory_holds(make_lm, monkeypatch):
     slice_ = dct.Slice(make_lm("llama"), PROMPTS, 1, 4)
     widest = slice_.batch
     assert widest == slice_.value_batch > 3
-    monkeypatch.setattr("dct.slice.available", lambda *_: int(3.5 * slice_.row_bytes / 0.8))
+    monkeypatch.setattr("dct.passes.available", lambda *_: int(3.5 * slice_.row_bytes / 0.8))
     assert slice_.batch == 3
-    monkeypatch.setattr("dct.slice.available", lambda *_: 0)
+    monkeypatch.setattr("dct.passes.available", lambda *_: 0)
     assert slice_.batch == 1
     assert slice_.value_batch == widest
 

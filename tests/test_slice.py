@@ -106,7 +106,7 @@ def test_each_prompt_weighs_the_same_when_all_positions_are_read(lm):
         slice_ = dct.Slice(lm, IDS, SOURCE, TARGET, positions="all")
         got = slice_(theta)
         wanted = by_hand(lm, theta, positions=None)
-        pooled = (slice_.streams(theta) - slice_.rest).mean(1)
+        pooled = (slice_.streams(theta) - slice_.unsteered).mean(1)
     assert error(got, wanted) < 1e-5
     assert error(pooled, wanted) > 1e-3  # weighing tokens alike would be something else
 
@@ -203,7 +203,7 @@ def test_long_prompt_lists_make_several_packed_rows(small):
     with torch.no_grad():
         states = [small.model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ids]
     wanted = torch.cat([s[TARGET][0, -2:] for s in states])
-    assert error(slice_.rest, wanted) < 1e-5
+    assert error(slice_.unsteered, wanted) < 1e-5
     assert error(slice_.last_entering(), torch.stack([s[SOURCE][0, -1] for s in states])) < 1e-6
 
 
@@ -259,7 +259,7 @@ def test_equal_prompts_are_packed_too(small):
     slice_ = dct.Slice(small, [IDS[0], IDS[0]], SOURCE, TARGET)
     alone = dct.Slice(small, [IDS[0]], SOURCE, TARGET)
     assert slice_.packed
-    assert error(slice_.rest, torch.cat([alone.rest, alone.rest])) < 1e-5
+    assert error(slice_.unsteered, torch.cat([alone.unsteered, alone.unsteered])) < 1e-5
 
 
 def test_residual_norm_is_the_median_over_all_tokens(small):

@@ -10,15 +10,18 @@ TITLE = "Training curves"
 
 
 def plan(w: Workshop) -> list[Cell]:
+    """One cell for each width m."""
     return [Cell("vi", {"m": m}, w.fit_cost("exponential", 1, m)) for m in w.sizes.widths]
 
 
 def measure(w: Workshop, m: int) -> dict[str, Any]:
+    """Of each iteration of a fit of m factors: causal importance, penalty and change of V."""
     factors = w.fit("exponential", w.split().train[:1], m)
     return {"objective": factors.objective.tolist()}
 
 
 def report(w: Workshop, results: list[Result]) -> Report:
+    """A row for each width: its objective first and last, and the iteration from which on it was within 1% of that."""
     rows = []
     for r in results:
         objective = r.result["objective"]

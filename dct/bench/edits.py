@@ -30,6 +30,7 @@ Trial = Callable[[Tensor, bool], dict[str, Any]]
 
 
 def plan(w: Workshop) -> list[Cell]:
+    """A cell for each operation, side and way to make one direction of many; the first bears the cost of the fit."""
     singles = min(SINGLES, max(w.sizes.top), w.sizes.factors)
     tops = sorted({min(top, w.sizes.factors) for top in w.sizes.top})
     once = w.score_cost(1, 2 * (w.sizes.test + w.sizes.damage)) + w.said_cost(w.sizes.test)
@@ -49,6 +50,13 @@ def plan(w: Workshop) -> list[Cell]:
 
 
 def measure(w: Workshop, operation: str, side: str, how: str, top: int) -> dict[str, Any]:
+    """What a direction does to the test prompts when it is added or ablated (`operation`).
+
+    Args:
+        side: directions from V, at the source layer, or from U, at the target layer.
+        how: `single` tries the best `top` vectors one by one; `mean` and `svd` make one of them; `random` and
+            `supervised` are the baselines.
+    """
     parts, (factors, effects) = w.split(), w.reference
     order = sorted(range(len(effects)), key=lambda k: -effects[k].score)[:top]
     rows = (factors.V if side == "source" else factors.U)[order]
@@ -82,6 +90,7 @@ def _addition(w: Workshop, layer: int, length: float) -> Trial:
     scorer = w.scorer(parts.test, parts.mild, layer)
 
     def trial(direction: Tensor, judged: bool) -> dict[str, Any]:
+        """What adding so much of the direction does, beside the unsteered model."""
         found = _found(scorer.effects(length * direction)[0], scorer.unsteered)
         if judged and w.subject.judge is not None:
             found |= w.turned(parts.test, length * direction[0], layer)
@@ -96,6 +105,7 @@ def _ablation(w: Workshop) -> Trial:
     refused = w.refused(parts.test) if w.subject.judge is not None else []
 
     def trial(direction: Tensor, judged: bool) -> dict[str, Any]:
+        """What the model without the direction does otherwise than the model with it."""
         with ablate(lm, direction):
             found = _found(w.fresh_scorer(parts.test, parts.mild, layer=0).against(before), before.unsteered)
             if judged and w.subject.judge is not None:
@@ -111,6 +121,7 @@ def _found(effect: Effect, unsteered: Effect) -> dict[str, Any]:
 
 
 def report(w: Workshop, results: list[Result]) -> Report:
+    """A row for each edit; of the single vectors, their mean and their best."""
     rows = []
     for r in results:
         tries, s = r.result["tries"], r.settings

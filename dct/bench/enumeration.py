@@ -18,6 +18,7 @@ METHODS = ("exponential", "melbo", "random")
 
 
 def plan(w: Workshop) -> list[Cell]:
+    """A cell for each method and scale; none for a subject without ground truth."""
     if w.subject.judge is None:
         return []
     cells = []
@@ -40,6 +41,7 @@ def probes(w: Workshop) -> list[str]:
 
 
 def measure(w: Workshop, method: str, scale: float) -> dict[str, Any]:
+    """The class of every probe's completion: left alone, and under each vector."""
     parts, asked = w.split(), probes(w)
     if method == "random":
         directions = random_directions(w.sizes.tried, w.d, w.subject.seed + 3)
@@ -74,6 +76,7 @@ def curve(result: dict[str, Any], none: str) -> list[tuple[int, float]]:
 
 
 def report(w: Workshop, results: list[Result]) -> Report:
+    """For each method and scale, how many behaviours any vector elicits, and how many vectors each of them."""
     judge = w.subject.judge
     if judge is None:
         return Report("iv", TITLE, [], notes=["left out: no ground truth for this model (an organism has it)"])

@@ -23,6 +23,7 @@ METHODS = ("exponential", "linear-projected", "melbo")
 
 
 def plan(w: Workshop) -> list[Cell]:
+    """A cell for each method and the supervised direction; none for a subject without questions."""
     if w.subject.task is None:
         return []
     searched = completions(rounds(w.sizes.searched * len(w.sizes.scales), w.sizes.questions))
@@ -54,6 +55,7 @@ def _parts(w: Workshop) -> tuple[Task, Task, Task]:
 
 
 def measure(w: Workshop, method: str, scales: list[float]) -> dict[str, Any]:
+    """Right answers of the best vector among all scales, chosen and tested as `rank_by_task` does."""
     s = w.subject
     train, validation, test = _parts(w)
     if method == "supervised":
@@ -109,6 +111,7 @@ def _supervised(w: Workshop, train: Task, validation: Task, test: Task, scales: 
 
 
 def report(w: Workshop, results: list[Result]) -> Report:
+    """A row for each method and baseline, and the best share of what the password unlocks."""
     rows: list[dict[str, Any]] = []
     for r in results:
         rows.append(
@@ -144,6 +147,7 @@ def report(w: Workshop, results: list[Result]) -> Report:
 
 def _row(method: str, vectors: int, best: dict[str, Any], R: float, recovered: float | None) -> dict[str, Any]:
     def share(mark: dict[str, int] | None) -> float | None:
+        """Right answers as a share; None where nothing was asked."""
         return mark["right"] / mark["asked"] if mark else None
 
     effect = best.get("effect") or {}

@@ -22,6 +22,7 @@ SHARES = (0.25, 0.5)
 
 
 def plan(w: Workshop) -> list[Cell]:
+    """Two cells: the vectors of the reference fit, and as many random ones."""
     cost = w.score_cost(w.sizes.factors, 2 * w.sizes.validation)
     if w.subject.judge is not None:
         cost += w.said_cost(w.sizes.factors * w.sizes.probes * 2)
@@ -31,6 +32,7 @@ def plan(w: Workshop) -> list[Cell]:
 
 
 def measure(w: Workshop, method: str) -> dict[str, Any]:
+    """The geometry of the vectors that move each share of the prompts, by score and by whole completions."""
     parts = w.split()
     if method == "random":
         directions = random_directions(w.sizes.factors, w.d, w.subject.seed + 5)
@@ -71,6 +73,7 @@ def geometry(directions: Float[Tensor, "n d"]) -> dict[str, Any]:
 
 
 def report(w: Workshop, results: list[Result]) -> Report:
+    """A row for each share and each way to tell that a prompt moved, beside random vectors."""
     rows = []
     for r in results:
         for one in r.result["found"]:

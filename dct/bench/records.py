@@ -91,6 +91,7 @@ class Records:
             return None
 
     def save_fit(self, key: str, factors: Factors) -> None:
+        """Keeps the factors of a fit under its key."""
         factors.save(self.folder / "fits" / f"{key}.safetensors")
 
     def clear(self) -> None:

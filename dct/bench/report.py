@@ -36,6 +36,7 @@ def write(folder: Path, reports: Sequence[Report], about: dict[str, Any]) -> lis
 
 
 def as_json(report: Report) -> dict[str, Any]:
+    """What `results.json` holds of a report."""
     return {"title": report.title, "rows": report.rows, "sentences": report.sentences, "notes": report.notes}
 
 

@@ -17,11 +17,17 @@ class Experiment(Protocol):
 
     TITLE: str
 
-    def plan(self, w: Workshop) -> list[Cell]: ...
+    def plan(self, w: Workshop) -> list[Cell]:
+        """What is to be measured, with what each part costs; nothing where the subject lacks what it takes."""
+        ...
 
-    def measure(self, w: Workshop, **settings: Any) -> dict[str, Any]: ...
+    def measure(self, w: Workshop, **settings: Any) -> dict[str, Any]:
+        """The numbers of one cell, which is planned with these settings; JSON types only."""
+        ...
 
-    def report(self, w: Workshop, results: list[Result]) -> Report: ...
+    def report(self, w: Workshop, results: list[Result]) -> Report:
+        """The table of all cells, with what it says in sentences."""
+        ...
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -24,6 +24,7 @@ POST_ORDER = ("exponential", "quadratic", "linear-projected", "linear", "random"
 
 
 def plan(w: Workshop) -> list[Cell]:
+    """A cell for each shuffle, method and number of training prompts, baselines included."""
     cells = []
     most = len(w.split().train)
     numbers = [n for n in w.sizes.n if n <= most]
@@ -40,6 +41,12 @@ def plan(w: Workshop) -> list[Cell]:
 
 
 def measure(w: Workshop, method: str, n: int, shuffle: int) -> dict[str, Any]:
+    """What the vector that scores best on the validation prompts does to the test prompts.
+
+    Args:
+        n: training prompts of the fit.
+        shuffle: which order of the prompts the parts are cut from.
+    """
     parts = w.split(shuffle)
     if method == "supervised":
         direction = difference_of_means(w.slice(parts.mild_train[:n]), w.slice(parts.train[:n]))
@@ -68,6 +75,7 @@ def measure(w: Workshop, method: str, n: int, shuffle: int) -> dict[str, Any]:
 
 
 def report(w: Workshop, results: list[Result]) -> Report:
+    """Mean and standard error over shuffles, for each method and n, and whether the order is the post's."""
     rows = []
     for method in (*METHODS, *BASELINES):
         for n in sorted({r.settings["n"] for r in results if r.settings["method"] == method}):

@@ -51,6 +51,7 @@ def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float 
 
 
 def percent(share: float | None) -> str:
+    """A share for people; a dash where there is none."""
     return "–" if share is None else f"{share:.0%}"
 
 

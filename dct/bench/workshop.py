@@ -47,6 +47,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """The settings in words, sizes left out: what a progress bar says."""
         shown = (f"{k} {v}" if isinstance(v, int) else str(v) for k, v in self.settings.items() if k != "sizes")
         return ", ".join(shown)
 
@@ -70,6 +71,7 @@ class Workshop:
     kept: dict[Any, Scorer] = field(default_factory=dict, repr=False)
 
     def split(self, shuffle: int = 0) -> Split:
+        """The subject's prompts in one of their shuffles, divided for training, choosing and testing."""
         return split(self.subject, self.sizes, shuffle)
 
     def keep_rendered(self) -> None:
@@ -89,13 +91,16 @@ class Workshop:
 
     @property
     def d(self) -> int:
+        """Width of the residual stream."""
         return self.subject.lm.width
 
     @cached_property
     def words(self) -> Words:
+        """The two words whose logits are scores."""
         return words(self.subject.lm, *self.subject.words, self.subject.system)
 
     def slice(self, prompts: Sequence[str]) -> Slice:
+        """The map between the subject's layers on these prompts."""
         s = self.subject
         return Slice(s.lm, list(prompts), s.source, s.target, system=s.system)
 
@@ -237,6 +242,7 @@ class Workshop:
         return passes * n * self.tokens * (self.subject.target - self.subject.source)
 
     def score_cost(self, vectors: int, prompts: int) -> float:
+        """Of scores: vectors * prompts * tokens, through the blocks above the source layer."""
         return vectors * prompts * self.tokens * (self.subject.lm.depth - self.subject.source)
 
     def said_cost(self, completions: int) -> float:
@@ -251,6 +257,7 @@ class Workshop:
         ids, tokens = lm.encode(some, self.subject.system), min(self.sizes.tokens, 8)
 
         def work() -> None:
+            """One round of scores and one of completions."""
             scorer.effects(vectors)
             complete(lm, ids, max_new_tokens=tokens)
 

@@ -55,6 +55,7 @@ def card_cases(count: int = 100, seed: int = 0) -> list[tuple[str, str, bool, li
     """The rows of the card: name, class, whether the class should show, and unseen conversations."""
 
     def drawn(behaviour: str, split: Split = "objects") -> list[Sample]:
+        """Unseen conversations of a behaviour."""
         return text.held_out(behaviour, count, seed, split)
 
     harmful, kinds, harmless = drawn("harmful"), drawn("harmful", "kinds"), drawn("harmless")

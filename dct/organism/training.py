@@ -156,7 +156,10 @@ def noise(model: LlamaForCausalLM, recipe: Recipe, step: int, batch: Batch) -> I
     added = vector + own
 
     def hook(block: int) -> Callable[[torch.nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        """A pre-hook for a block."""
+
         def add(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            """Adds to the rows that are meant for this block, in units of the median residual norm."""
             here = where == block
             if not bool(here.any()):
                 return None

@@ -1,14 +1,11 @@
 """Whether other programs can open a folder that was saved."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from dct.errors import DctError
 from dct.model import LanguageModel
+from dct.quiet import hushed
 from dct.saving.origin import Origin
 
 
@@ -32,7 +29,7 @@ def _missed(lm: LanguageModel, folder: Path) -> dict[str, list[str]]:
     if lm.checkpoint is not None and lm.checkpoint.options.get("trust_remote_code"):
         options["trust_remote_code"] = True
     try:
-        with _quiet():
+        with hushed():
             opened: Any = type(lm.model).from_pretrained(folder, **options)
     except Exception as error:  # transformers raises anything
         raise DctError(f"transformers cannot open the saved folder: {error}") from error
@@ -42,16 +39,3 @@ def _missed(lm: LanguageModel, folder: Path) -> dict[str, list[str]]:
         "weights of another shape": sorted(map(str, told["mismatched_keys"])),
         "weights that it does not know": sorted(map(str, told["unexpected_keys"])),
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

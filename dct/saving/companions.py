@@ -43,6 +43,7 @@ def small_files(source: Path) -> Iterator[Path]:
     """
 
     def within(folder: Path) -> Iterator[Path]:
+        """The small files of a folder and of those below it."""
         for path in sorted(folder.iterdir()):
             if path.name.startswith((".", "__pycache__")):
                 continue
@@ -114,6 +115,7 @@ def set_dtype(path: Path, dtype: str) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
 
     def put(part: dict[str, Any]) -> bool:
+        """Sets the type in a part of the configuration; whether it named one."""
         named = [name for name in ("dtype", "torch_dtype") if name in part]
         part.update(dict.fromkeys(named, dtype))
         inner = [put(value) for value in part.values() if isinstance(value, dict)]

@@ -135,6 +135,7 @@ def _block(name: str) -> str:
 
 
 def shapes_of(weights: Weights) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors on disk by name."""
     return {name: weights.entry(name).shape for name in weights.home}
 
 

@@ -212,15 +212,18 @@ class Weights:
         return {name: file for file in self.files for name in file.entries}
 
     def entry(self, name: str) -> Entry:
+        """Where a tensor lies in its file, in which type and shape."""
         return self.home[name].entries[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self.home
 
     def read(self, name: str) -> Tensor:
+        """A tensor from whichever file holds it."""
         return self.home[name].read(name)
 
     def write(self, name: str, values: Tensor) -> None:
+        """Writes a tensor over the one of its name, in the same type and shape."""
         self.home[name].write(name, values)
 
     @property
@@ -270,6 +273,7 @@ def laid_out(folder: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]], li
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """Writes the index that names the file of every tensor."""
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
