@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 # Shapes in signatures are checked while the tests run. The hook must be in place before the core is imported.
-CORE = """ablation adapters batching blocks calibration checkpoint compilation derivatives estimate factors fitting
-generation gguf hub loading melbo memory model narrowing opening packing placement quantised ranking recording saving
-slice soundness sources steering streamwatch tasks verification weightfiles writers"""
+CORE = """ablation adapters batching blocks calibration checkpoint compilation derivatives estimate factors fits
+fitting generation gguf hub job loading memory model narrowing opening packing placement quantised ranking
+recording saving slice soundness sources steering streamwatch tasks verification weightfiles writers"""
 jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartype.beartype")
 
 import dct  # noqa: E402

@@ -243,9 +243,9 @@ print(json.dumps([name for name in heavy if name in sys.modules]))
 def test_choices_on_the_command_line_are_those_of_the_core():
     from dct.cli import options
     from dct.compilation import CHOICES
-    from dct.fitting import METHODS, ORTHOGONALIZE, STARTS
     from dct.loading import DTYPES
     from dct.ranking import ORDERS
+    from dct.settings import METHODS
     from dct.steering import TOKENS
 
     def among(annotation: object) -> set[str]:
@@ -253,8 +253,8 @@ def test_choices_on_the_command_line_are_those_of_the_core():
 
     assert among(options.Method) == set(METHODS)
     assert among(options.Dtype) == {"auto", *DTYPES}
-    assert among(options.Orthogonalize) == set(ORTHOGONALIZE)
-    assert among(options.Start) == set(STARTS)
+    assert among(options.Orthogonalize) == {"qr", "soft", "none"}
+    assert among(options.Start) == {"projected", "random"}
     assert among(options.Compile) == set(CHOICES)
     offered = {p.name: p.declared.check for command in (rank, steer) for p in parameters(command)}
     assert set(offered["by"].names) == set(ORDERS)

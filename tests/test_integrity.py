@@ -24,7 +24,7 @@ import dct
 from dct import DctError, Factors
 from dct.calibration import random_directions
 from dct.cli.fit import resume_recipe
-from dct.fitting import State
+from dct.job import State
 from dct.lock import held
 from dct.ranking import candidates
 from dct.runs import Run

@@ -19,9 +19,10 @@ from dct.memory import human_bytes, peak
 if TYPE_CHECKING:
     from dct.calibration import Calibration
     from dct.factors import Factors
-    from dct.fitting import State
+    from dct.job import State
     from dct.model import LanguageModel
     from dct.runs import Run
+    from dct.settings import FitSettings
     from dct.slice import Slice
 
 
@@ -200,13 +201,16 @@ def _check_arguments(run: "Run", config: dict[str, Any]) -> None:
     Raises:
         DctError: there is one.
     """
+    from dataclasses import fields
     from inspect import signature
 
-    from dct.fitting import fit as fit_map
     from dct.loading import load
+    from dct.method import method
+    from dct.settings import FitSettings
 
-    for name, taken in (("options", fit_map), ("loading", load)):
-        unknown = set(config[name]) - set(signature(taken).parameters) - {"memory", "reply_prefix", "escape_control"}
+    options = {one.name for one in fields(FitSettings)} | set(method(config["options"]["method"]).options)
+    for name, taken in (("options", options), ("loading", set(signature(load).parameters))):
+        unknown = set(config[name]) - taken - {"memory", "reply_prefix", "escape_control"}
         if unknown:
             raise DctError(f"{run.state} is damaged: no fit has {name} {', '.join(sorted(unknown))}; start over")
 
@@ -239,14 +243,16 @@ def _run_fit(
 
         check_layers(recipe.source, recipe.target)
     from dct.compilation import check_choice
-    from dct.fitting import check_options, check_scale
+    from dct.fitting import check_scale, decided, with_changes
+    from dct.method import method, sizes
     from dct.runs import new_run, state_content_faults
+    from dct.settings import FitSettings
 
     if recipe.out is not None and recipe.interrupted is None:
         _refuse_overwriting(new_run(recipe.out, ""), recipe.force)
     check_choice(recipe.compile)
-    early = ("method", "orthogonalize", "start", "beta", "tolerance")
-    check_options(**{k: v for k, v in recipe.options.items() if k in early})
+    settings = with_changes(FitSettings(), recipe.options)
+    how = method(settings.method)
     if recipe.scale is not None:
         check_scale(recipe.scale)
     chosen = fit_prompts(recipe.model, recipe.prompts, recipe.column, recipe.literal, recipe.n)
@@ -261,8 +267,8 @@ def _run_fit(
     if recipe.interrupted:
         keep_prompts(lm, recipe.interrupted.config)
 
-    from dct.fitting import default_iterations, default_orthogonalize
     from dct.fitting import fit as fit_map
+    from dct.fitting import found_scale
     from dct.slice import Slice
 
     began = time.monotonic()
@@ -272,32 +278,26 @@ def _run_fit(
     _describe(terminal, slice_, len(chosen))
     if recipe.scale is not None:
         check_scale(recipe.scale, slice_)
-    options = dict(recipe.options)
-    if options["factors"] is None:
-        options["factors"] = min(512, slice_.dim)
-    method = options["method"]
-    if options["iterations"] is None:
-        options["iterations"] = default_iterations(method)
-    if options.get("orthogonalize") is None:
-        options["orthogonalize"] = default_orthogonalize(method)
+    settings = decided(settings, slice_.dim)
+    how.check(settings, slice_.dim)
+    names = {*recipe.options, "orthogonalize", *(["method_options"] if settings.method_options else [])}
+    options = {name: value for name, value in vars(settings).items() if name in names}
     interrupted = recipe.interrupted
     with terminal.busy("timing a pass"):
-        expected = _expected(slice_, recipe, options)
+        expected, gains = _expected(slice_, recipe, settings)
     _announce(terminal, expected, recipe.batch)
-    # The other fits go through forward mode, which compiled code does not take.
-    gains = expected["seconds"] if method == "exponential" else 0.0
     if interrupted:
         run = interrupted.run
     elif recipe.out is not None:
         run = new_run(recipe.out, "")
     else:
-        run = claim(f"{short_name(recipe.model)}-{method}-{source}-{target}")
+        run = claim(f"{short_name(recipe.model)}-{how.name}-{source}-{target}")
     config = {
         **slice_.info,
         **provenance(lm, chosen),
         "ids": slice_.ids,
         "loading": recipe.loading,
-        "method": method,
+        "method": how.name,
         "column": recipe.column,
         "seed": options["seed"],
         "lambda": None,
@@ -309,10 +309,11 @@ def _run_fit(
         scale = float(interrupted.config["scale"])
         for key in ("lambda", "calibration", "prompts_origin"):
             config[key] = interrupted.config[key]
-        one, of = ("vector", options["factors"]) if method == "melbo" else ("iteration", options["iterations"])
-        terminal.note(f"going on after {one} {interrupted.state.iteration} of {of}")
+        terminal.note(f"going on after {how.step} {interrupted.state.iteration} of {how.steps(*sizes(settings))}")
     elif recipe.scale is not None:
         scale = recipe.scale
+    elif not how.needs_scale:
+        scale = found_scale(slice_, slice_.dim, settings)
     else:
         found = calibrated(terminal, slice_, recipe.ratio, options["seed"], recipe.batch)
         scale = found.scale
@@ -355,28 +356,27 @@ def _run_fit(
     return run, factors, lm
 
 
-def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
-    """What the calibration and the fit are expected to take, and the memory that they are expected to need."""
+def _expected(slice_: "Slice", recipe: Recipe, settings: "FitSettings") -> tuple[dict[str, Any], float]:
+    """What the calibration and the fit are expected to take, and the memory that they are expected to need; seconds of
+    it that compiled code takes part in."""
     from dct.calibration import usual_work
     from dct.estimate import COPIES, bound, fit_bytes, pass_rows, seconds
-    from dct.fitting import work
     from dct.memory import available, used
+    from dct.method import method, sizes
 
-    done = recipe.interrupted.state.iteration if recipe.interrupted else 0
-    left = "factors" if options["method"] == "melbo" else "iterations"  # what an interrupted fit has fewer of to do
-    known = ("method", "factors", "iterations", "d_proj", "start")
-    sizes = {name: options[name] for name in known if name in options}
-    sizes[left] -= done
-    fit_work = work(**sizes, dim=slice_.dim, dim_out=slice_.dim, resumed=recipe.interrupted is not None)
-    calibration = usual_work() if recipe.scale is None else {}
-    fixed = 1 if options["method"] == "melbo" else recipe.batch
+    how = method(settings.method)
+    done = recipe.interrupted.state.iteration if recipe.interrupted else None
+    fit_work = how.work(settings, slice_.dim, slice_.dim, done)
+    calibration = usual_work() if recipe.scale is None and how.needs_scale else {}
+    fixed = 1 if how.one_row else recipe.batch
     fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=fixed)
     batch = fixed or slice_.batch
     rows = max(pass_rows(batch, fit_work), pass_rows(recipe.batch or slice_.batch, calibration))
-    counted = fit_bytes(options["factors"], slice_.dim, rows, slice_.row_bytes)
+    counted = fit_bytes(sizes(settings)[0], slice_.dim, rows, slice_.row_bytes)
     if any(kind.startswith("second") for kind in fit_work):
         counted += COPIES * min(batch, max(fit_work.values())) * slice_.attention_bytes
     more = bound(counted)
+    gains = fit_seconds if how.gains(fit_work) else 0.0
     return {
         "seconds": round(fit_seconds, 2),
         "calibration_seconds": round(calibration_seconds, 2),
@@ -385,7 +385,7 @@ def _expected(slice_: "Slice", recipe: Recipe, options: dict[str, Any]) -> dict[
         "free_memory": available(slice_.device, slice_.lm.memory),
         "batch": batch,
         "vector_memory": slice_.row_bytes,
-    }
+    }, gains
 
 
 def _announce(terminal: Terminal, expected: dict[str, Any], batch: int | None) -> None:
@@ -486,31 +486,23 @@ def calibrated(terminal: Terminal, slice_: "Slice", ratio: float | None, seed: i
 
 
 def _show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
-    from dct.fitting import random_responses
+    from dct.fits.shared.responses import random_responses
+    from dct.method import method
     from dct.runs import RUNS
 
     info = factors.info
     rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
     if info["calibration"] is not None:
         rows[0] = ("scale R", f"{rows[0][1]}, non-linearity ratio {info['calibration']['ratio']:.2f}")
-    if info["method"] == "melbo":
-        norms = factors.objective[:, 0].tolist()
-        rows.append(
-            (
-                "objective",
-                f"[cyan]{sparkline(norms)}[/cyan]  norm of the response {plain(norms[0])} → {plain(norms[-1])} "
-                "from the first vector to the last",
-            )
-        )
-    elif len(factors.objective):
-        causal, change = factors.objective[:, 0].tolist(), float(factors.objective[-1, 2])
-        rows.append(
-            (
-                "objective",
-                f"[cyan]{sparkline(causal)}[/cyan]  causal importance {causal[0]:.4g} → {causal[-1]:.4g} in "
-                f"{len(causal)} iterations; the last changed V by {change:.2g}",
-            )
-        )
+    if len(factors.objective):
+        how = method(info["method"])
+        heights, change = factors.objective[:, 0].tolist(), float(factors.objective[-1, 2])
+        if how.step == "vector":
+            course = f"{plain(heights[0])} → {plain(heights[-1])} from the first vector to the last"
+        else:
+            course = f"{heights[0]:.4g} → {heights[-1]:.4g} in {len(heights)} iterations; the last changed V by "
+            course += f"{change:.2g}"
+        rows.append(("objective", f"[cyan]{sparkline(heights)}[/cyan]  {how.objective} {course}"))
     if "response" in info:
         (middle, best), (usual, most) = info["response"], info["random_response"]
         null = f"the strongest of {random_responses(len(factors))} random"

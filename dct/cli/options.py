@@ -1,11 +1,12 @@
 """Options that several commands share, each described once."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from dct.cli.declare import choice, count, number, option, positive, text
-from dct.cli.ranges import FLOAT32, LARGE, MANY, SEEDS, SMALL
+from dct.cli.ranges import FLOAT32, LARGE, MANY, SEEDS, SMALL, Choice
 from dct.errors import UsageError
+from dct.settings import METHODS
 
 RUN_HELP = "Run folder or factors file; left out, the newest under runs/."
 
@@ -154,13 +155,19 @@ EscapeControl = Annotated[
 
 # --- the fit ----------------------------------------------------------------------------------------------------------
 
+
+class _Methods(Choice):
+    """Those of the package, and those of other packages, which take time to find."""
+
+    def __call__(self, value: Any) -> Any:
+        from dct.method import names
+
+        return value if value in self.names else Choice(self.name, names())(value)
+
+
 Method = Annotated[
     str,
-    choice(
-        "--method",
-        *("exponential", "quadratic", "linear", "linear-projected", "linear-randomized", "melbo"),
-        help="exponential, quadratic, linear, linear-projected, linear-randomized or melbo.",
-    ),
+    option("--method", help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}.", check=_Methods("--method", METHODS)),
 ]
 Factors = Annotated[int | None, count("--factors", help="Factors to learn.", show_default="512, or the model's width")]
 Iterations = Annotated[
