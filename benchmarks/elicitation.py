@@ -19,7 +19,6 @@ from torch import Tensor
 
 import dct
 from dct.calibration import DEFAULT_LAMBDA, random_directions
-from dct.fitting import STARTS
 from dct.generation import complete
 from dct.organism import checkers, text
 from dct.organism.requests import Split
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--factors", type=int, default=192)
     parser.add_argument("--iterations", type=int, help="left out, the fit's own default, as with the next")
     parser.add_argument("--orthogonalize")
-    parser.add_argument("--start", default=STARTS[0])
+    parser.add_argument("--start", default="projected")
     parser.add_argument("--lambda", type=float, dest="ratio", default=DEFAULT_LAMBDA)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

@@ -22,6 +22,9 @@ DIRECTIONS = 30
 USUAL_POINTS = 4
 """Points of the curve to expect: one where the ratio stays below lambda at the limit, eight or so where it does not."""
 
+TOLERANCE = 1e-3
+"""Relative accuracy of the ratio at the solution."""
+
 FLAT = 1e-3
 """The curve has saturated when a doubling moves it by less than this fraction, three times in a row."""
 
@@ -52,9 +55,7 @@ def calibrate(
     *,
     directions: int = DIRECTIONS,
     seed: int = 0,
-    guess: float | None = None,
     limit: float | None = None,
-    tolerance: float = 1e-3,
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
@@ -65,19 +66,18 @@ def calibrate(
         ratio(R) = sqrt(mean over random unit w of |f(R w) - R J w|^2 / |R J w|^2)
 
     with J w by forward mode. The post on deep causal transcoders writes the sum without the denominator; its code
-    divides, and so does this. The scale is doubled or halved from `guess` until the ratio passes lambda (the first
-    crossing from below), then bracketed by the Illinois rule on log ratio against log scale.
+    divides, and so does this. The scale is doubled or halved until the ratio passes lambda (the first crossing from
+    below), beginning at the limit, or at the map's own `residual_norm`, or at 1; the bracket is then closed by the
+    Illinois rule on log ratio against log scale.
 
     Args:
         f: (batch, dim) -> (batch, dim_out), f(0) = 0.
         dim: input dimension.
         ratio: lambda.
         directions: number of random unit directions w.
-        guess: where to start; left out, the map's own `residual_norm` (or 1).
         limit: the largest scale worth having. Where the ratio is still below lambda there, it is the result: noise-
             stable models (small ones above all) saturate below any given lambda, or reach it only where the vector
             is many times the stream that it is added to.
-        tolerance: relative accuracy of the ratio at the solution.
         batch, dtype, device, on_rows: as in `Derivatives`.
 
     Raises:
@@ -85,15 +85,15 @@ def calibrate(
         CalibrationError: the ratio does not reach lambda; carries the curve and says what it does reach.
     """
     if not 0 < ratio < math.inf:
-        raise UsageError(f"lambda must be positive, got {ratio}")
+        raise UsageError(f"`ratio` (lambda) must be positive, got {ratio}", argument="ratio")
     d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
     measure = _Ratio(d, directions, seed)
     measured = measure.measured
     if limit is not None and measure(limit) < ratio:
         return Calibration(limit, measure(limit), ratio, sorted(measured.items()), limited=True)
-    start = guess if guess is not None else limit if limit is not None else float(getattr(f, "residual_norm", 1.0))
+    start = limit if limit is not None else float(getattr(f, "residual_norm", 1.0))
     low, high = _bracket(measure, ratio, start)
-    scale = _illinois(measure, ratio, low, high, tolerance)
+    scale = _illinois(measure, ratio, low, high)
     return Calibration(scale, measure(scale), ratio, sorted(measured.items()))
 
 
@@ -122,11 +122,12 @@ class _Ratio:
         self.linear = d.jvp(self.w)
         self.norms = self.linear.norm(dim=1)
         if not bool((self.norms > 0).all()):
-            raise CalibrationError("the map has no linear part along some random direction: give --scale yourself", [])
+            raise CalibrationError("the map has no linear part along some random direction: give `scale` yourself", [])
         self.measured: dict[float, float] = {}
 
     def __call__(self, scale: float) -> float:
         if scale not in self.measured:
+            # |f(R w) - R J w|^2 / |R J w|^2, then the root of its mean over w
             gap = self.d.value(scale * self.w) - scale * self.linear
             self.measured[scale] = float((gap.norm(dim=1) / (scale * self.norms)).square().mean().sqrt())
         return self.measured[scale]
@@ -157,11 +158,11 @@ def _bracket(measure: Callable[[float], float], ratio: float, guess: float) -> t
             if flat == 3:
                 break
         if not any(measured > 0 for measured in map(measure, _scales(guess, high))):
-            raise CalibrationError("the map is linear, so every scale serves: give --scale yourself", [])
+            raise CalibrationError("the map is linear, so every scale serves: give `scale` yourself", [])
         reached = max((measure(s), s) for s in _scales(guess, high))
         raise CalibrationError(
             f"the non-linearity ratio never reaches lambda = {ratio:g}: it reaches {reached[0]:.3g} at scale "
-            f"{reached[1]:.3g}; ask for --lambda {0.9 * reached[0]:.2g}, or give --scale yourself",
+            f"{reached[1]:.3g}; ask for `ratio={0.9 * reached[0]:.2g}`, or give `scale` yourself",
             [(s, measure(s)) for s in _scales(guess, high)],
         )
     for _ in range(DOUBLINGS):
@@ -172,7 +173,7 @@ def _bracket(measure: Callable[[float], float], ratio: float, guess: float) -> t
     least = min((measure(s), s) for s in _scales(low, guess))
     raise CalibrationError(
         f"the non-linearity ratio is never as low as lambda = {ratio:g}: it is {least[0]:.3g} at scale {least[1]:.3g}; "
-        f"ask for --lambda {1.1 * least[0]:.2g}, use --dtype float32, or give --scale yourself",
+        f'ask for `ratio={1.1 * least[0]:.2g}`, use `dtype="float32"`, or give `scale` yourself',
         [(s, measure(s)) for s in _scales(low, guess)],
     )
 
@@ -184,7 +185,7 @@ def _scales(low: float, high: float) -> list[float]:
     return scales
 
 
-def _illinois(measure: Callable[[float], float], ratio: float, low: float, high: float, tolerance: float) -> float:
+def _illinois(measure: Callable[[float], float], ratio: float, low: float, high: float) -> float:
     """Root of log ratio(R) - log lambda in log R between two scales that bracket it."""
     a, b = math.log(low), math.log(high)
     fa, fb = _log_gap(measure(low), ratio), _log_gap(measure(high), ratio)
@@ -194,7 +195,7 @@ def _illinois(measure: Callable[[float], float], ratio: float, low: float, high:
             break
         x = b - fb * (b - a) / (fb - fa)
         fx = _log_gap(measure(math.exp(x)), ratio)
-        if abs(fx) <= tolerance:
+        if abs(fx) <= TOLERANCE:
             break
         if fx * fb < 0:
             a, fa = b, fb

@@ -38,8 +38,7 @@ OPTIONS = Record(
         "d_proj": whole(1),
         "beta": number(0, 1, above=True),
         "tolerance": number(),
-        "p": number(0, above=True),
-        "q": number(0, above=True),
+        "method_options": OrNull(Record()),
     },
 )
 """Keyword arguments of `dct.fit`."""
@@ -80,6 +79,7 @@ FACTORS = Record(
     optional={
         **KNOWN,
         "method": OrNull(text()),
+        "signed": flag,
         "factors": whole(1),
         "iterations": whole(1),
         "orthogonalize": OrNull(text()),

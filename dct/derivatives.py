@@ -28,7 +28,7 @@ LIGHT = ("jvp", "vjp", "second")
 FORWARD_MODE = ("jvp", "second", "second_transposed")
 """Derivatives whose level torch keeps for all threads together: they have one lane."""
 
-CURE = "use fewer or shorter prompts, a shorter slice, --dtype bfloat16 or a larger device"
+CURE = 'use fewer or shorter prompts, a shorter slice, `dtype="bfloat16"` or a larger device'
 """What helps where a single row does not fit."""
 
 WITHOUT_DECOMPOSITIONS = ("mps",)
@@ -191,8 +191,8 @@ class Derivatives:
                     raise
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0].split(" For more details")[0]
                 raise DctError(
-                    f"an operation of the map has no forward-mode derivative ({first}): give the scale yourself and "
-                    "fit the exponential method"
+                    f"an operation of the map has no forward-mode derivative ({first}): give `scale` yourself "
+                    'and fit with `method="exponential"`'
                 ) from error
 
         with warnings.catch_warnings():  # an operation that vmap takes row by row serves as well
@@ -207,7 +207,7 @@ class Derivatives:
         def run(start: int, stop: int) -> tuple[Tensor, ...]:
             result = tuple(y.to(self.device, self.dtype) for y in rows(*(x[start:stop] for x in inputs)))
             if not all(bool(torch.isfinite(y).all()) for y in result):
-                raise NonFiniteError("the map or its derivative is NaN or infinite: lower the scale")
+                raise NonFiniteError("the map or its derivative is NaN or infinite: lower `scale`")
             return result
 
         light = kind in LIGHT and self.shares

@@ -13,6 +13,7 @@ from torch import Tensor
 from dct import plainjson
 from dct.contents import FACTORS
 from dct.errors import DctError
+from dct.method import signed
 from dct.schema import Record
 from dct.tensorfile import as_stored, digest, read_tensors, write_tensors
 from dct.writing import write_whole as write_whole  # where other modules look for it
@@ -23,9 +24,6 @@ TENSORS = ("V", "U", "alpha", "objective")
 
 UNIT = 0.01
 """How far from 1 the norm of a unit row may be: the rows of a fit in bfloat16 are 0.004 off at most."""
-
-SIGNLESS = ("linear", "linear-projected", "linear-randomized", "quadratic")
-"""Methods whose factors have no sign: v and -v explain the map equally well."""
 
 
 @dataclass
@@ -55,8 +53,12 @@ class Factors:
 
     @property
     def signless(self) -> bool:
-        """Whether v and -v are equally good, so that both are candidates for steering."""
-        return self.info.get("method") in SIGNLESS
+        """Whether v and -v are equally good, so that both are candidates for steering.
+
+        `info` says so; where it does not, as in files of earlier versions, the method that it names does.
+        """
+        said = self.info.get("signed")
+        return not (signed(self.info.get("method")) if said is None else said)
 
     @property
     def digest(self) -> str:

@@ -15,8 +15,9 @@ from dct.contents import RANKING
 from dct.contents import STATE as STATE_CONTENT
 from dct.errors import DctError
 from dct.factors import Factors, bent_row, content_faults
-from dct.fitting import State
+from dct.job import State
 from dct.lock import TakenError, held
+from dct.method import method
 from dct.recipe import CONFIG, Recipe
 from dct.tensorfile import as_stored, read_tensors, write_tensors
 from dct.writing import write_whole
@@ -180,16 +181,25 @@ def state_faults(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> str |
     if "objective" not in config:
         return "it has no objective"
     V, U, options, done = tensors["V"], tensors["U"], config["options"], len(config["objective"])
-    melbo = options["method"] == "melbo"
     if V.ndim != 2 or U.ndim != 2 or not V.numel() or len(U) not in ((0, len(V)) if not done else (len(V),)):
         return "its V and U do not belong together"
-    if len(V) != (done if melbo else options["factors"]) or done > options["factors" if melbo else "iterations"]:
+    if not _reached(options, len(V), done):
         return (
             f"it holds {len(V)} vectors after {done} steps of a fit of {options['factors']} in {options['iterations']}"
         )
     if not bool(torch.isfinite(V).all() and torch.isfinite(U).all()):
         return "its V or U holds NaN or infinity"
     return bent_row("V", V) or bent_row("U", U, or_zero=True)
+
+
+def _reached(options: dict[str, Any], vectors: int, done: int) -> bool:
+    """Whether a fit has so many vectors after so many steps; one of a method that is not installed may have any."""
+    try:
+        how = method(options["method"])
+    except DctError:  # whoever goes on with the fit says so
+        return True
+    factors, iterations = options["factors"], options["iterations"]
+    return vectors == how.known(factors, done) and done <= how.steps(factors, iterations)
 
 
 def state_content_faults(config: dict[str, Any]) -> str | None:

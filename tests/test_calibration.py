@@ -17,7 +17,12 @@ F64 = torch.float64
 @given(c=st.floats(1e-4, 1e4), ratio=st.floats(0.05, 3.0), guess=st.floats(1e-3, 1e3))
 def test_cubic_map_has_its_closed_form(c, ratio, guess):
     """f(x) = x + c |x|^2 x: |f(Rw) - Rw| / |Rw| = c R^2 for every unit w, so R = sqrt(lambda / c)."""
-    found = dct.calibrate(lambda x: x + c * x.square().sum(1, keepdim=True) * x, 6, ratio, guess=guess, dtype=F64)
+
+    def f(x):
+        return x + c * x.square().sum(1, keepdim=True) * x
+
+    f.residual_norm = guess  # where the search begins
+    found = dct.calibrate(f, 6, ratio, dtype=F64)
     assert found.scale == pytest.approx(math.sqrt(ratio / c), rel=2e-3)
     assert found.ratio == pytest.approx(ratio, rel=1e-3)
 
@@ -44,7 +49,7 @@ def test_a_saturating_curve_says_what_it_reaches():
         n = x.norm(dim=1, keepdim=True)
         return x + 0.2 * x * n / (1 + n)
 
-    with pytest.raises(dct.CalibrationError, match=r"reaches 0\.2 at scale .*--lambda 0\.18") as caught:
+    with pytest.raises(dct.CalibrationError, match=r"reaches 0\.2 at scale .*`ratio=0\.18`") as caught:
         dct.calibrate(f, 4, 0.5)
     assert max(r for _, r in caught.value.curve) == pytest.approx(0.2, rel=1e-2)
 
@@ -78,8 +83,9 @@ def test_a_map_without_a_linear_part_is_refused():
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, float("inf"), float("nan")])
 def test_lambda_must_be_positive(ratio):
-    with pytest.raises(dct.UsageError, match="lambda"):
+    with pytest.raises(dct.UsageError, match="`ratio` \\(lambda\\) must be positive") as caught:
         dct.calibrate(lambda x: x + x.square(), 4, ratio)
+    assert caught.value.argument == "ratio"
 
 
 def test_the_slice_offers_its_residual_norm_as_a_start(make_lm, prompts):

@@ -11,8 +11,11 @@ from conftest import PROMPTS
 import dct
 from dct.derivatives import Derivatives
 from dct.estimate import COST, FIRST_CALLS, bound, completions_seconds, fit_bytes, pass_rows, rows_seconds, seconds
-from dct.fitting import METHODS, State, work
+from dct.fitting import work
 from dct.generation import usual_length
+from dct.job import State
+from dct.method import built_in
+from dct.settings import FitSettings
 
 KINDS = tuple(COST)
 DIM = 24
@@ -38,29 +41,30 @@ def counted(monkeypatch) -> dict[str, int]:
     return rows
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "linear-randomized"])
+@pytest.mark.parametrize("method", [m for m in built_in() if m != "linear-randomized"])
 @pytest.mark.parametrize("start", ["projected", "random"])
 def test_work_is_what_the_fit_sends_through_the_map(counted, method, start):
     options = {"method": method, "factors": 7, "iterations": 3, "d_proj": 5, "start": start}
     dct.fit(curved, DIM, scale=1.0, **options)
-    said = work(**options, dim=DIM, dim_out=DIM)
+    said = work(FitSettings(**options), DIM)
     assert {k: n for k, n in counted.items() if n} == {k: n for k, n in said.items() if n}
 
 
 def test_work_of_a_randomized_fit_is_near(counted):
     falling = torch.arange(1, 401) ** -0.5
     dct.fit(lambda x: torch.tanh(x * falling), 400, method="linear-randomized", factors=4, scale=1.0)
-    said = work("linear-randomized", factors=4, dim=400, dim_out=400)
+    said = work(FitSettings(method="linear-randomized", factors=4), 400)
     assert 0.5 < sum(said.values()) / sum(counted.values()) < 2
 
 
-def test_work_of_an_interrupted_fit_is_what_is_left_of_it(counted):
+@pytest.mark.parametrize("method", ["exponential", "quadratic", "melbo"])
+def test_work_of_an_interrupted_fit_is_what_is_left_of_it(counted, method):
     states: list[State] = []
-    options = {"factors": 6, "d_proj": 4}
+    options = {"method": method, "factors": 6, "d_proj": 4}
     dct.fit(curved, DIM, scale=1.0, iterations=5, checkpoint=states.append, **options)
     counted.update(dict.fromkeys(KINDS, 0))
     dct.fit(curved, DIM, scale=1.0, iterations=5, resume=states[2], **options)
-    said = work(**options, dim=DIM, iterations=2, resumed=True)
+    said = work(FitSettings(**options, iterations=5), DIM, done=3)
     assert {k: n for k, n in counted.items() if n} == {k: n for k, n in said.items() if n}
 
 
@@ -86,7 +90,7 @@ def test_seconds_of_a_map_whose_passes_take_a_known_time(monkeypatch, method, ba
     clock = Clock(monkeypatch)
     slow = clock.map(4 * unit, unit)
     options = {"method": method, "factors": 40, "iterations": 6, "d_proj": 32}
-    [expected] = seconds(slow, 60, work(**options, dim=60, dim_out=50), batch=batch)
+    [expected] = seconds(slow, 60, work(FitSettings(**options), 60, 50), batch=batch)
     before = clock.now
     dct.fit(slow, 60, scale=1.0, batch=batch, **options)
     assert 1 / 1.5 < expected / (clock.now - before) < 1.5

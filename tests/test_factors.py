@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from dct import DctError, Factors
 from dct.contents import SCALES
-from dct.factors import FORMAT, SIGNLESS
+from dct.factors import FORMAT
+from dct.method import built_in
 from dct.tensorfile import read_tensors, write_tensors
 from dct.writing import write_whole
 
@@ -106,9 +107,18 @@ def test_folders_on_the_way_are_made_and_an_old_file_is_replaced(workplace):
     assert leftovers(path.parent) == ["f.safetensors"]
 
 
-@pytest.mark.parametrize("method", ["exponential", *SIGNLESS, None])
+@pytest.mark.parametrize("method", [*built_in(), "of-another-package", None])
 def test_only_linear_and_quadratic_factors_have_no_sign(method):
     assert make(method=method).signless == (method in ("linear", "linear-projected", "linear-randomized", "quadratic"))
+
+
+@pytest.mark.parametrize("method", ["linear", "exponential", "of-another-package"])
+def test_factors_that_say_whether_they_have_a_sign_are_believed(method, workplace):
+    for said in (True, False):
+        path = make(method=method, signed=said).save("f.safetensors")
+        assert Factors.load(path).signless == (not said)
+    with pytest.raises(DctError, match="no signed that is true or false"):
+        make(method=method, signed="no").save("f.safetensors")
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------

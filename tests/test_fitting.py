@@ -10,7 +10,10 @@ from torch.nn.functional import normalize
 
 import dct
 from dct.calibration import random_directions
-from dct.fitting import State, gram, orthogonalized, strengths
+from dct.fits.shared.orthogonalisation import orthogonalized
+from dct.fits.shared.strengths import gram, strengths
+from dct.job import State
+from dct.method import built_in
 
 F64 = torch.float64
 
@@ -429,7 +432,7 @@ def test_batches_do_not_change_the_result():
     torch.testing.assert_close(one.V, other.V)
 
 
-@pytest.mark.parametrize("method", dct.fitting.METHODS)
+@pytest.mark.parametrize("method", built_in())
 def test_progress_reaches_its_total(method):
     told: list[tuple[str, int, int]] = []
     dct.fit(

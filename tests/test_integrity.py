@@ -24,8 +24,8 @@ import dct
 from dct import DctError, Factors
 from dct.calibration import random_directions
 from dct.candidates import candidates
-from dct.cli.fit import Interrupted
-from dct.fitting import State
+from dct.cli.interrupted import Interrupted
+from dct.job import State
 from dct.lock import held
 from dct.runs import Run
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 import dct
 from dct import UsageError
-from dct.fitting import State
-from dct.melbo import pooled
+from dct.fits.melbo import pooled
+from dct.job import State
 
 F64 = torch.float64
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dct import DctError, Factors, lock
 from dct.calibration import random_directions
-from dct.fitting import State
+from dct.job import State
 from dct.lock import TakenError, held
 from dct.runs import FACTORS, STATE, Run, claimed, find_run, new_run
 from dct.tensorfile import write_tensors

@@ -14,18 +14,19 @@ from dct.bench.subject import Sizes, Split, Subject, split
 from dct.calibration import DEFAULT_LAMBDA, calibrate, random_directions
 from dct.estimate import clocked
 from dct.factors import Factors
-from dct.fitting import fit
+from dct.fitting import fit, work
 from dct.generation import complete
+from dct.method import method as registered
 from dct.scoring import Effect, Scorer
+from dct.settings import FitSettings
 from dct.slice import Slice
 from dct.wordpair import Words, words
 
 METHODS = ("exponential", "quadratic", "linear-projected", "linear", "melbo")
 """The fits that are compared."""
 
-SIGNED = ("exponential", "melbo")
-"""Fits whose vectors have a sense; of the others half as many are learned, and their negatives tried too."""
-
+PASSES = {"value": 1, "jvp": 3, "vjp": 3, "value_and_gradient": 3, "second": 8, "second_transposed": 8}
+"""What a row costs, in passes."""
 
 KEPT = 3
 """Scorers that are kept: those of a validation set, a test set, and one layer more."""
@@ -115,16 +116,21 @@ class Workshop:
         return calibrate(slice_, slice_.dim, s.ratio or DEFAULT_LAMBDA, limit=limit, seed=s.seed).scale
 
     def factors_of(self, method: str, vectors: int) -> int:
-        """Factors to learn for so many steering vectors: half where v and -v are both tried; for melbo as many as the
-        passes of the exponential fit pay for.
+        """Factors to learn for so many steering vectors: half where v and -v are both tried; where vectors are found
+        one after another, as many as the passes of the exponential fit pay for.
         """
-        if method == "melbo":
+        how = registered(method)
+        if how.step == "vector":
             return max(1, vectors * (self.sizes.iterations + 1) // (self.sizes.melbo_steps + 1))
-        return vectors if method in SIGNED else max(1, vectors // 2)
+        return vectors if how.signed else max(1, vectors // 2)
+
+    def steps_of(self, method: str, iterations: int = 0) -> int:
+        """Iterations of a fit, or gradient steps of each vector where they are found one after another."""
+        return iterations or (self.sizes.melbo_steps if registered(method).step == "vector" else self.sizes.iterations)
 
     def fit(self, method: str, prompts: Sequence[str], vectors: int, seed: int = 0, iterations: int = 0) -> Factors:
         """The factors of a fit, from the records or fitted now."""
-        steps = iterations or (self.sizes.melbo_steps if method == "melbo" else self.sizes.iterations)
+        steps = self.steps_of(method, iterations)
         m = self.factors_of(method, vectors)
         settings = {
             "method": method,
@@ -229,16 +235,10 @@ class Workshop:
         return sum(map(len, self.subject.lm.encode(few, self.subject.system))) / len(few)
 
     def fit_cost(self, method: str, n: int, vectors: int, iterations: int = 0) -> float:
-        """Of a fit on n prompts; a pass with its gradient counts as three, a second derivative as eight."""
-        m, d_proj = self.factors_of(method, vectors), 32
-        steps = iterations or self.sizes.iterations
-        passes = {
-            "exponential": 3 * m * steps,
-            "quadratic": 16 * m * steps,
-            "linear-projected": 3 * (d_proj + m),
-            "linear": 3 * self.d,
-            "melbo": 3 * m * self.sizes.melbo_steps,
-        }[method]
+        """Of a fit on n prompts."""
+        m, steps = self.factors_of(method, vectors), self.steps_of(method, iterations)
+        rows = work(FitSettings(method=method, factors=m, iterations=steps), self.d)
+        passes = sum(PASSES[kind] * count for kind, count in rows.items())
         return passes * n * self.tokens * (self.subject.target - self.subject.source)
 
     def score_cost(self, vectors: int, prompts: int) -> float:
@@ -256,13 +256,13 @@ class Workshop:
         vectors = random_directions(min(8, scorer.batch), lm.width, 0)
         ids, tokens = lm.encode(some, self.subject.system), min(self.sizes.tokens, 8)
 
-        def work() -> None:
+        def few() -> None:
             """One round of scores and one of completions."""
             scorer.effects(vectors)
             complete(lm, ids, max_new_tokens=tokens)
 
-        work()  # what only a first call bears
-        seconds = clocked(work, lm.device)
+        few()  # what only a first call bears
+        seconds = clocked(few, lm.device)
         read, said = len(some) * self.tokens, len(some) * tokens
         units = self.score_cost(len(vectors), len(some)) + lm.depth * (read + 6 * said)
         return seconds / units, scorer.batch * scorer.row_bytes

@@ -70,7 +70,8 @@ def _known() -> dict[str, set[str]]:
 def _fitting(path: Path, p: Parameter, value: Any) -> Any:
     """A value as the command line would have it."""
     if p.declared.parse is not None and not isinstance(value, bool):
-        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+        return ",".join(map(str, parts)) if isinstance(parts, list) else str(value)
     kind = next(t for t in (get_args(p.kind) or (p.kind,)) if t is not type(None)) if get_origin(p.kind) else p.kind
     several = get_origin(kind) is list
     kind = get_args(kind)[0] if several else kind

@@ -1,15 +1,16 @@
-"""What a fit says of itself: the slice, what it will take, and what was learned."""
+"""What is said of a fit: its slice, what it will take, and what was learned."""
 
 import shlex
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.terminal import Terminal, escape, human_seconds, plain, sparkline
 from dct.cli.work import short_name
-from dct.memory import human_bytes
+from dct.memory import human_bytes, peak
 
 if TYPE_CHECKING:
     from dct.factors import Factors
     from dct.runs import Run
+    from dct.settings import FitSettings
     from dct.slice import Slice
 
 
@@ -19,6 +20,36 @@ def describe(terminal: Terminal, slice_: "Slice", prompts: int) -> None:
         f"slice {slice_.source} to {slice_.target}: {prompts} prompt{'s' * (prompts != 1)}, {how}; "
         f"median residual norm {slice_.residual_norm:.4g}"
     )
+
+
+def expected(slice_: "Slice", asked: "FitSettings", done: int | None) -> tuple[dict[str, Any], float]:
+    """What the calibration and the fit are expected to take, and the memory that they are expected to need; seconds
+    of the fit that compiled code would take over."""
+    from dct.calibration import usual_work
+    from dct.estimate import COPIES, bound, fit_bytes, pass_rows, seconds
+    from dct.memory import available, used
+    from dct.method import method
+
+    how = method(asked.method)
+    fit_work = how.work(asked, slice_.dim, slice_.dim, done)
+    calibration = usual_work() if asked.scale is None and how.needs_scale else {}
+    fixed = 1 if how.one_row else asked.batch
+    fit_seconds, calibration_seconds = seconds(slice_, slice_.dim, fit_work, calibration, batch=fixed)
+    batch = fixed or slice_.batch
+    rows = max(pass_rows(batch, fit_work), pass_rows(asked.batch or slice_.batch, calibration))
+    counted = fit_bytes(asked.factors or 0, slice_.dim, rows, slice_.row_bytes)
+    if any(kind.startswith("second") for kind in fit_work):
+        counted += COPIES * min(batch, max(fit_work.values())) * slice_.attention_bytes
+    more = bound(counted)
+    return {
+        "seconds": round(fit_seconds, 2),
+        "calibration_seconds": round(calibration_seconds, 2),
+        "peak_memory": max(peak(slice_.device), used(slice_.device) + more),
+        "more_memory": more,
+        "free_memory": available(slice_.device, slice_.lm.memory),
+        "batch": batch,
+        "vector_memory": slice_.row_bytes,
+    }, fit_seconds if how.gains(fit_work) else 0.0
 
 
 def announce(terminal: Terminal, expected: dict[str, Any], batch: int | None) -> None:
@@ -39,31 +70,23 @@ def announce(terminal: Terminal, expected: dict[str, Any], batch: int | None) ->
 
 def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     """The last lines of a fit: its scale, how it went, how strong its factors are, where they lie."""
-    from dct.fitting import random_responses
+    from dct.fits.shared.responses import random_responses
+    from dct.method import method
     from dct.runs import RUNS
 
     info = factors.info
     rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
     if info["calibration"] is not None:
         rows[0] = ("scale R", f"{rows[0][1]}, non-linearity ratio {info['calibration']['ratio']:.2f}")
-    if info["method"] == "melbo":
-        norms = factors.objective[:, 0].tolist()
-        rows.append(
-            (
-                "objective",
-                f"[cyan]{sparkline(norms)}[/cyan]  norm of the response {plain(norms[0])} → {plain(norms[-1])} "
-                "from the first vector to the last",
-            )
-        )
-    elif len(factors.objective):
-        causal, change = factors.objective[:, 0].tolist(), float(factors.objective[-1, 2])
-        rows.append(
-            (
-                "objective",
-                f"[cyan]{sparkline(causal)}[/cyan]  causal importance {causal[0]:.4g} → {causal[-1]:.4g} in "
-                f"{len(causal)} iterations; the last changed V by {change:.2g}",
-            )
-        )
+    if len(factors.objective):
+        how = method(info["method"])
+        heights, change = factors.objective[:, 0].tolist(), float(factors.objective[-1, 2])
+        if how.step == "vector":
+            course = f"{plain(heights[0])} → {plain(heights[-1])} from the first vector to the last"
+        else:
+            course = f"{heights[0]:.4g} → {heights[-1]:.4g} in {len(heights)} iterations; the last changed V by "
+            course += f"{change:.2g}"
+        rows.append(("objective", f"[cyan]{sparkline(heights)}[/cyan]  {how.objective} {course}"))
     if "response" in info:
         (middle, best), (usual, most) = info["response"], info["random_response"]
         null = f"the strongest of {random_responses(len(factors))} random"

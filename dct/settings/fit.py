@@ -14,13 +14,38 @@ from dct.declaration import (
     counted,
     setting,
 )
+from dct.method import built_in
 
-METHODS = ("exponential", "quadratic", "linear", "linear-projected", "linear-randomized", "melbo")
+METHODS = built_in()
 """The methods that come with the package; `dct.method.names` knows those of other packages too."""
 
 
 def _methods() -> tuple[str, ...]:
-    return METHODS
+    from dct.method import names
+
+    return names()
+
+
+def method_options_of(text: str) -> dict[str, bool | int | float | str]:
+    """`method_options` as text has them: name=value, with commas between, such as p=4,q=1."""
+    found: dict[str, bool | int | float | str] = {}
+    for part in text.split(","):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not (name.isidentifier() and equals and value) or name in found:
+            raise ValueError(f"are options of the method with commas between, such as p=4,q=1: got {text!r}")
+        found[name] = _scalar(value)
+    return found
+
+
+def _scalar(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 @dataclass(repr=False, eq=False, match_args=False)
@@ -69,3 +94,6 @@ class FitSettings(CalibrationSettings):
     d_proj: int = setting(32, "Random output directions of the projected start.", check=counted())
     beta: float = setting(1.0, "Share of the new factor in each update.", check=above_zero(1.0))
     tolerance: float = setting(0.0, "Stop once V changes by less.", check=Range(0.0, 1.0))
+    method_options: dict[str, bool | int | float | str] | None = setting(
+        None, "Options that are the method's own, such as p=4,q=1.", shown="the method's", parse=method_options_of
+    )

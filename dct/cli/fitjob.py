@@ -1,0 +1,217 @@
+"""One fit, from its recipe to the run folder."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dct.cli.calibrate import calibrated
+from dct.cli.fitted import announce, describe, show
+from dct.cli.fitted import expected as forecast
+from dct.cli.interrupted import Interrupted, check_same_fit
+from dct.cli.terminal import Terminal
+from dct.cli.work import between, fit_prompts, keep_prompts, load_model, note_repeated, portable, provenance, short_name
+from dct.errors import DctError, InterruptedWorkError
+from dct.memory import peak
+from dct.recipe import Recipe
+
+if TYPE_CHECKING:
+    from dct.factors import Factors
+    from dct.model import LanguageModel
+    from dct.runs import Run
+    from dct.slice import Slice
+
+
+class FitJob:
+    """One fit, from its recipe to the run folder.
+
+    Args:
+        terminal: told what happens.
+        recipe: what is fitted; what it leaves open is decided here, once the model is known.
+        interrupted: a fit to go on with.
+    """
+
+    def __init__(self, terminal: Terminal, recipe: Recipe, interrupted: Interrupted | None = None) -> None:
+        self.terminal, self.interrupted = terminal, interrupted
+        self.recipe = replace(recipe, model=recipe.model.changed(adapter=portable(recipe.model.adapter or "") or None))
+
+    def done(self, claim: Callable[[str], "Run"], whole: bool) -> tuple["Run", "Factors", "LanguageModel"]:
+        """The run, its factors and the model; `claim` gives the folder for a name."""
+        self._check()
+        lm, slice_ = self._load(whole)
+        self._decide(slice_)
+        with self.terminal.busy("timing a pass"):
+            done = self.interrupted.state.iteration if self.interrupted else None
+            expected, gains = forecast(slice_, self.recipe.fit, done)
+        announce(self.terminal, expected, self.recipe.fit.batch)
+        layers = f"{slice_.source}-{slice_.target}"
+        run = claim(f"{short_name(self.recipe.model.model)}-{self.recipe.fit.method}-{layers}")
+        config = self._config(slice_) | {"estimate": expected}
+        scale = self._scale(slice_, config)
+        config["compile"] = self._compiled(slice_, gains)
+        factors = self._fit(slice_, run, config, scale)
+        self._save(slice_, run, factors, config)
+        show(self.terminal, run, factors)
+        return run, factors, lm
+
+    def _check(self) -> None:
+        """Refuses what can be refused before the minutes that loading may take."""
+        from dct.compilation import check_choice
+        from dct.fitting import check_scale
+        from dct.model import check_layers
+
+        layers, options = self.recipe.slice, self.recipe.fit
+        if layers.source is not None and layers.target is not None:
+            check_layers(layers.source, layers.target)
+        check_choice(layers.compile)
+        if options.scale is not None:
+            check_scale(options.scale)
+        self.prompts = fit_prompts(self.recipe.model.model, self.recipe.prompts)
+        note_repeated(self.terminal, self.prompts)
+
+    def _load(self, whole: bool) -> tuple["LanguageModel", "Slice"]:
+        """The model, or as much of it as the slice needs, and the slice."""
+        from dct.fitting import check_scale
+        from dct.slice import Slice
+
+        recipe = self.recipe
+        layers = between(recipe.model.model, recipe.slice)
+        lm = load_model(self.terminal, recipe.model.model, between=None if whole else layers, **recipe.loading())
+        if self.interrupted:
+            keep_prompts(lm, self.interrupted.config)
+        self.began = time.monotonic()
+        with self.terminal.busy("running the prompts"):
+            slice_ = Slice(lm, self.prompts.texts, *layers(lm.depth), recipe.slice.positions, recipe.prompts.system)
+        describe(self.terminal, slice_, len(self.prompts))
+        if recipe.fit.scale is not None:
+            check_scale(recipe.fit.scale, slice_)
+        return lm, slice_
+
+    def _decide(self, slice_: "Slice") -> None:
+        """Settles what the recipe left to the method and the model."""
+        from dct.fitting import decided
+        from dct.method import method
+
+        settings = decided(self.recipe.fit, slice_.dim)
+        self.method = method(settings.method)
+        self.method.check(settings, slice_.dim)
+        self.recipe = replace(self.recipe, fit=settings)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the fit, as factors and states record them."""
+        known = ("method", "factors", "iterations", "orthogonalize", "start", "d_proj", "beta", "tolerance", "seed")
+        own = self.recipe.fit.method_options
+        options = {name: getattr(self.recipe.fit, name) for name in known}
+        return options | ({"method_options": own} if own else {})
+
+    def _config(self, slice_: "Slice") -> dict[str, Any]:
+        """What factors and states say of where they come from."""
+        config = {
+            **slice_.info,
+            **provenance(slice_.lm, self.prompts),
+            "ids": slice_.ids,
+            "loading": self.recipe.loading(),
+            "method": self.recipe.fit.method,
+            "column": self.recipe.prompts.column,
+            "seed": self.recipe.fit.seed,
+            "lambda": None,
+            "calibration": None,
+        }
+        if self.interrupted:
+            check_same_fit(self.terminal, self.interrupted, config, slice_)
+            for key in ("lambda", "calibration", "prompts_origin"):
+                config[key] = self.interrupted.config[key]
+        return config
+
+    def _scale(self, slice_: "Slice", config: dict[str, Any]) -> float:
+        """R: that of the interrupted fit, the one asked for, or the calibrated one, which `config` then tells about."""
+        from dct.fitting import found_scale
+        from dct.method import sizes
+
+        asked = self.recipe.fit
+        if self.interrupted:
+            of = self.method.steps(*sizes(asked))
+            self.terminal.note(f"going on after {self.method.step} {self.interrupted.state.iteration} of {of}")
+            return float(self.interrupted.config["scale"])
+        if asked.scale is not None:
+            return asked.scale
+        if not self.method.needs_scale:
+            return found_scale(slice_, slice_.dim, asked)
+        found = calibrated(self.terminal, slice_, asked)
+        config["lambda"] = found.target
+        config["calibration"] = {"ratio": found.ratio, "limited": found.limited, "curve": found.curve}
+        return found.scale
+
+    def _compiled(self, slice_: "Slice", seconds: float) -> str:
+        """Compiles the slice if that was asked for or pays; a fit goes on without where it cannot be done.
+
+        Args:
+            seconds: of the fit that compiled code would take over.
+
+        Returns:
+            `on` or `off`.
+        """
+        from dct.compilation import pays
+
+        if not pays(self.recipe.slice.compile, seconds):
+            return "off"
+        began = time.monotonic()
+        try:
+            with self.terminal.busy("compiling the slice"):
+                slice_.compile()
+        except DctError as error:
+            self.terminal.warn(f"{error}; going on without")
+            return "off"
+        self.terminal.note(f"blocks compiled in {time.monotonic() - began:.3g} s")
+        return "on"
+
+    def _fit(self, slice_: "Slice", run: "Run", config: dict[str, Any], scale: float) -> "Factors":
+        """Learns the factors, keeping every finished iteration."""
+        from dct.fitting import fit as fit_map
+        from dct.runs import state_content_faults
+
+        batch, interrupted = self.recipe.fit.batch, self.interrupted
+        saved = {**config, "options": self.options, "batch": batch, "scale": scale, "beside": run.beside()}
+        wrong = state_content_faults(saved)
+        if wrong is not None:  # before the work, not behind it
+            raise DctError(f"this fit could not be saved: {wrong}")
+        if not interrupted:
+            run.drop_state()
+        try:
+            with self.terminal.progress(f"fitting {self.recipe.fit.factors} factors") as advance:
+                factors = fit_map(
+                    slice_,
+                    slice_.dim,
+                    scale=scale,
+                    batch=batch,
+                    resume=interrupted.state if interrupted else None,
+                    checkpoint=lambda state: run.save_state(state, saved),
+                    progress=advance,
+                    **self.options,
+                )
+        except KeyboardInterrupt:
+            if run.state.exists():
+                raise InterruptedWorkError(
+                    f"interrupted; every finished iteration is kept: go on with `dct fit --resume --out {run.folder}`"
+                ) from None
+            raise
+        if factors.objective.numel() and not bool(factors.objective.isfinite().all()):
+            raise DctError("the objective is not finite: lower `scale`")
+        return factors
+
+    def _save(self, slice_: "Slice", run: "Run", factors: "Factors", config: dict[str, Any]) -> None:
+        """Writes the factors, and the recipe that repeats them: what it left open as it was decided."""
+        seconds = round(time.monotonic() - self.began, 2)
+        batch, recipe = factors.info["batch"], self.recipe
+        factors.info = {**factors.info, **config, "seconds": seconds, "peak_memory": peak(slice_.device)}
+        repeat = replace(
+            recipe,
+            model=recipe.model.changed(model=portable(recipe.model.model), dtype=config["dtype"]),
+            slice=recipe.slice.changed(
+                source=slice_.source, target=slice_.target, positions=slice_.positions, compile=config["compile"]
+            ),
+            prompts=recipe.prompts.changed(prompts=portable(recipe.prompts.prompts or "") or None),
+            fit=recipe.fit.changed(batch=batch),
+        )
+        run.save_factors(factors, repeat)

@@ -1,0 +1,23 @@
+"""`linear`: the singular value decomposition of the whole Jacobian J of the map at 0.
+
+    f(theta) ~ J theta = sum_l s_l <v_l, theta> u_l
+
+A. Mack and A. Turner, "Deep causal transcoding" (2024), the transcoder with sigma(x) = x.
+"""
+
+from dct.fits.shared.singular import jacobian_svd
+from dct.job import Job, Learned
+from dct.method import Method
+from dct.settings import FitSettings
+
+
+class Linear(Method):
+    name = "linear"
+    about = "singular vectors of the whole Jacobian at 0"
+    signed = False  # s <v, theta> u = s <-v, theta> (-u)
+
+    def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
+        return {"vjp": dim_out} if dim_out <= dim else {"jvp": dim}
+
+    def fit(self, job: Job) -> Learned:
+        return jacobian_svd(job)

@@ -1,0 +1,129 @@
+"""Orthogonalised iteration: the loop of the post's exponential and quadratic fits, with checkpoints.
+
+    V <- orthogonalised V;  (V, U) <- unit rows of an update;  again
+
+A method says what the update is; the start, the loop, mixing, stopping early, resuming, outputs and strengths are here.
+"""
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dct.errors import UsageError
+from dct.fits.shared.orthogonalisation import orthogonalized
+from dct.fits.shared.responses import measured, random_responses
+from dct.fits.shared.starts import start
+from dct.fits.shared.strengths import importance
+from dct.job import Job, Learned, State
+from dct.method import Method, sizes
+from dct.settings import FitSettings
+
+
+class OrthogonalisedIteration(Method):
+    """A method that improves all factors in every iteration. What is here besides `update` is right for one whose
+    update takes a value and a gradient of R_S in one pass; a method of another kind overrides it.
+
+    Attributes:
+        kernel: as in `dct.fits.shared.strengths.gram`.
+    """
+
+    step: ClassVar[Literal["iteration"]] = "iteration"
+    kernel: ClassVar[str] = "exponential"
+
+    @abstractmethod
+    def update(
+        self, job: Job, V: Float[Tensor, "m d"], U: Float[Tensor, "m d_out"] | None
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d_out"]]:
+        """One iteration, from orthogonalised V.
+
+        Args:
+            V: unit rows, shape (m, d).
+            U: the outputs so far, unit rows, shape (m, d_out); None in the first iteration.
+
+        Returns:
+            Where each row of V is pulled, shape (m, d), and what each row of V causes, shape (m, d_out), both of any
+            length: their unit rows are the new V and U.
+        """
+
+    def caused(self, job: Job, V: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d_out"]:
+        """What each vector causes: its unit vector is u_l, its norm b_l."""
+        return job.response(V)
+
+    def passes(self, updates: int, ends: int) -> dict[str, int]:
+        """Rows by the `Derivatives` method that they go through, of so many updated and finished vectors."""
+        return {"value": ends, "value_and_gradient": updates}
+
+    def check(self, settings: FitSettings, dim: int) -> None:
+        m = sizes(settings)[0]
+        if m > dim and settings.orthogonalize == "qr":
+            raise UsageError(
+                f'qr orthogonalises at most {dim} factors, asked for {m}: pass `orthogonalize="soft"`',
+                argument="orthogonalize",
+            )
+
+    def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
+        m, iterations = sizes(settings)
+        begins = done is None and settings.start == "projected"
+        rows = {"vjp": settings.d_proj if begins else 0}
+        return rows | self.passes(m * (iterations - (done or 0)), m + random_responses(m))
+
+    def fit(self, job: Job) -> Learned:
+        s = job.settings
+        if job.resume is not None:
+            check_state(job, job.resume)
+        state = job.resume or start(job)
+        known = min(job.m, s.d_proj, job.d.dim) if s.start == "projected" else 0
+        job.info |= {"iterations": job.iterations, "orthogonalize": s.orthogonalize, "beta": s.beta, "start": s.start}
+        job.info |= {"d_proj": s.d_proj, "random_start": job.m - known}
+        V, objective = self._iterated(job, state)
+        return measured(job, self.kernel, lambda V: self.caused(job, V), V, objective)
+
+    def _iterated(self, job: Job, state: State) -> tuple[Tensor, list[list[float]]]:
+        """V after all iterations, or after the one that changed it by less than `tolerance`."""
+        d, s = job.d, job.settings
+        V, U = state.V.to(d.device, d.dtype), state.U.to(d.device, d.dtype)
+        objective = [list(row) for row in state.objective]
+        while len(objective) < job.iterations:
+            job.begin(f"iteration {len(objective) + 1}/{job.iterations}")
+            Q = orthogonalized(V, str(s.orthogonalize))
+            pulled, caused = self.update(job, Q, U if len(U) else None)
+            outputs = normalize(caused, dim=1)
+            # b_l = <u_l, caused_l>
+            causal, penalty = importance(self.kernel, Q, outputs, (outputs * caused).sum(1))
+            new_V, U = mixed(Q, pulled, s.beta), mixed(U, outputs, s.beta) if len(U) else outputs
+            # 1 - mean over l of |<v_new, v_old>|
+            change = max(0.0, 1 - float((new_V * V).sum(1).abs().mean()))
+            V = new_V
+            objective.append([causal, penalty, change])
+            job.keep(V, U, objective)
+            if change < s.tolerance:
+                break
+        return V, objective
+
+
+def check_state(job: Job, state: State) -> None:
+    """Refuses a state of another fit.
+
+    Raises:
+        UsageError: its factors have other shapes.
+    """
+    m, d, d_out = job.m, job.d.dim, job.d.dim_out
+    if tuple(state.V.shape) != (m, d):
+        raise UsageError(
+            f"the state to resume from holds {tuple(state.V.shape)} factors, not {(m, d)}", argument="resume"
+        )
+    if tuple(state.U.shape) not in ((0, d_out), (m, d_out)):
+        raise UsageError(
+            f"the state to resume from holds {tuple(state.U.shape)} outputs, not {(m, d_out)}", argument="resume"
+        )
+
+
+def mixed(old: Float[Tensor, "m d"], new: Float[Tensor, "m d"], beta: float) -> Float[Tensor, "m d"]:
+    """unit rows of (beta unit(new) + (1 - beta) old); a row whose update vanishes keeps its old direction."""
+    update = normalize(new, dim=1)
+    update = torch.where(update.norm(dim=1, keepdim=True) > 0.5, update, old)
+    return update if beta == 1 else normalize(beta * update + (1 - beta) * old, dim=1)

@@ -1,0 +1,53 @@
+"""What finished vectors cause, beside random directions: every fit that starts from chance is measured against it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dct.calibration import random_directions
+from dct.fits.shared.strengths import solved
+from dct.job import Job, Learned
+
+RANDOM_RESPONSES = 30
+"""Random directions, at most, whose response is measured beside the factors' own."""
+
+
+def random_responses(factors: int) -> int:
+    """How many random directions the responses of so many factors are compared with: no more than there are of them."""
+    return min(factors, RANDOM_RESPONSES)
+
+
+def measured(
+    job: Job,
+    kernel: str,
+    caused: Callable[[Tensor], Tensor],
+    V: Float[Tensor, "m d"],
+    objective: Sequence[Sequence[float]],
+) -> Learned:
+    """Outputs and strengths of finished input directions: u_l = unit caused(v_l), b_l = |caused(v_l)|, K alpha = b.
+
+    `info` is told the median and the greatest response, those of random unit directions, and how many vectors are above
+    all of these.
+
+    Args:
+        kernel: as in `gram`.
+        caused: (rows, d) -> (rows, d_out), what each direction causes, such as `job.response`.
+        V: unit rows, shape (m, d).
+        objective: three numbers for every step.
+    """
+    job.begin("strengths")
+    outputs = caused(V)
+    responses = outputs.norm(dim=1)
+    random = random_directions(random_responses(len(V)), job.d.dim, job.seed + 3).to(job.d.device, job.d.dtype)
+    null = caused(random).norm(dim=1)
+    job.info |= {
+        "response": [float(responses.median()), float(responses.max())],
+        "random_response": [float(null.median()), float(null.max())],
+        "above_random": int((responses > null.max()).sum()),
+    }
+    rows = torch.tensor(objective, dtype=torch.float64).reshape(-1, 3)
+    # <unit c, c> = |c|
+    return solved(kernel, V, normalize(outputs, dim=1), responses, rows)
