@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 # Shapes in signatures are checked while the tests run. The hook must be in place before the core is imported.
 CORE = """ablation adapters batching blocks calibration calls candidates chain checkpoint compilation derivatives
-estimate factors fits fitting generation gguf halving headers hub job loading memory model narrowing opening packing
-parts passes placement quantised ranking recording resident rows saving scoring slice soundness sources steering streamwatch
-task_ranking tasks verification wordpair writers"""
+estimate factors fits fitting generation gguf halving headers hub job loading memory model narrowing opening
+packing parts passes placement quantised ranking recording resident rows saving scoring slice soundness
+sources steering streamwatch task_ranking tasks verification wordpair writers"""
 jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartype.beartype")
 
 import dct  # noqa: E402
