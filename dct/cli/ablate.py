@@ -1,17 +1,18 @@
 """`dct ablate`: what a model says, and how it scores, with directions projected out of its weights."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dct.cli.asked import HARMLESS, harmless_prompts, literal_or_unseen, unseen_prompts
+from dct.cli.comparison import Comparison, State
 from dct.cli.completions import completions_table, effect_table
 from dct.cli.costs import announce, as_estimate
 from dct.cli.saving import check_saving, saved_rows
 from dct.cli.signature import argument
 from dct.cli.terminal import Terminal, command
 from dct.cli.vectors import chosen_vectors
-from dct.cli.work import HARMLESS, RUN_HELP, harmless_prompts, literal_or_unseen, open_run, unseen_prompts
+from dct.cli.work import RUN_HELP, open_run
 from dct.errors import DctError
 from dct.prompts import PromptSet
 from dct.settings import (
@@ -27,11 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dct.ablation import Ablation
-    from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.saving import Saved
-    from dct.scoring import Effect, Scorer
+    from dct.scoring import Effect
 
 
 @command
@@ -138,102 +138,6 @@ def _directions(
     if directions.shape[1] != lm.width:
         raise DctError(f"the {site} side has width {directions.shape[1]} and the model {lm.width}")
     return directions if aggregate is None else one_for_all(directions, aggregate)[:1]
-
-
-@dataclass
-class State:
-    """A model before or after an edit: how it scores, what it says, what it writes along the directions."""
-
-    scorer: "Scorer"
-    leak: float
-    texts: list[str]
-
-
-@dataclass
-class Comparison:
-    """What a model is compared with itself on."""
-
-    terminal: Terminal
-    lm: "LanguageModel"
-    completed: PromptSet
-    scorer: Any
-    """Makes a `Scorer` of the model as it is."""
-    probes: list[list[int]]
-    options: AblateSettings
-    system: str | None
-
-    @classmethod
-    def of(
-        cls,
-        terminal: Terminal,
-        lm: "LanguageModel",
-        prompts: tuple[PromptSet, PromptSet, PromptSet],
-        options: AblateSettings,
-        system: str | None,
-    ) -> "Comparison":
-        """The comparison on some prompts."""
-        from dct.scoring import Scorer
-        from dct.wordpair import words as compare
-
-        completed, scored, harmless = prompts
-        compared = compare(lm, options.positive, options.negative, system)
-        for text in compared.notes:
-            terminal.note(text)
-
-        def scorer() -> "Scorer":
-            # Nothing is steered here: the slice from layer 0 is simply the whole model.
-            return Scorer(lm, compared, 0, scored.texts, harmless.texts, system)
-
-        probes = [row for one in prompts for row in lm.encode(one.texts, system)]
-        return cls(terminal, lm, completed, scorer, probes, options, system)
-
-    def look(self, directions: "Tensor") -> State:
-        """The model as it is, but for what it says."""
-        from dct.ablation import leak
-
-        return State(self.scorer(), leak(self.lm, directions, self.probes), [])
-
-    def complete(self) -> list[str]:
-        """What the model says as it is."""
-        from dct.generation import complete
-
-        ids = self.lm.encode(self.completed.texts, self.system)
-        return complete(self.lm, ids, max_new_tokens=self.options.max_new_tokens)
-
-    def edited(
-        self, directions: "Tensor", saving: SaveSettings, about: dict[str, Any]
-    ) -> tuple[State, "Scorer", "Ablation", "Saved | None"]:
-        """The model without the directions, its scores without as many random ones, and the folder it was saved to."""
-        from dct.ablation import ablate as ablated
-        from dct.ablation import leak
-        from dct.calibration import random_directions
-        from dct.saving import save
-
-        lm, saved = self.lm, None
-        with self.terminal.busy("ablating"), ablated(lm, directions, fold_norms=saving.save is not None) as done:
-            scorer, texts = self.scorer(), self.complete()
-            after = State(scorer, leak(lm, directions, self.probes), texts)
-            if saving.save is not None:
-                saved = save(lm, saving.save, done, dtype=saving.save_dtype, form=saving.save_as, about=about)
-        random = random_directions(len(directions), lm.width, self.options.seed + 2)
-        with self.terminal.busy("random directions"), ablated(lm, random):
-            return after, self.scorer(), done, saved
-
-    def expected(self, scored: float) -> "Cost":
-        """What is left to do: completions before and after, and twice what scoring the unedited model took."""
-        from dct.estimate import completions_seconds, cost
-        from dct.generation import complete, completion_bytes, usual_length
-
-        lm, tokens = self.lm, self.options.max_new_tokens
-        ids = lm.encode(self.completed.texts, self.system)
-
-        def say(size: int, length: int) -> None:
-            complete(lm, ids[:size], max_new_tokens=length)
-
-        length = usual_length(lm, ids[0], tokens)
-        spent = completions_seconds(say, 2 * len(ids), len(ids), length, lm.device)
-        more = completion_bytes(lm, len(ids), max(map(len, ids)) + tokens)
-        return cost(spent + 2 * scored, more, lm.device, lm.memory)
 
 
 def _conclude(

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dct.aliases import DEMO
+from dct.cli.asked import note_repeated
 from dct.cli.costs import announce, as_estimate
-from dct.cli.reports import show
+from dct.cli.reports import clock, conclude, show
 from dct.cli.tasks import OWN, TaskChoice
-from dct.cli.terminal import Terminal, command, escape
-from dct.cli.work import load_model, note_repeated, short_name
+from dct.cli.terminal import Terminal, command
+from dct.cli.work import load_model, short_name
 from dct.errors import InterruptedWorkError, UsageError
 from dct.prompts import default_origin, read
 from dct.recipe import Recipe
@@ -182,7 +183,7 @@ def run_bench(
         none = subject.judge.none if subject.judge is not None else "other"
         with terminal.busy("drawing"):
             paths += draw(folder, outcome.reports, outcome.results, none)
-    _conclude(terminal, subject, folder, outcome, finished, seconds, paths if figures else None)
+    conclude(terminal, subject, folder, outcome, finished, seconds, paths if figures else None)
     content["experiments"] = {r.experiment: written.as_json(r) for r in outcome.reports}
     return content | {"files": [str(p) for p in paths]}
 
@@ -198,7 +199,7 @@ def _measured(terminal: Terminal, w: "Workshop", experiments: list[str]) -> tupl
 
             def tell(now: "Progress") -> None:
                 nonlocal finished
-                left = "" if now.left is None else f", about {_clock(now.left)} left"
+                left = "" if now.left is None else f", about {clock(now.left)} left"
                 if now.seconds is None:
                     percent = 100 * now.done / now.total
                     advance(f"({now.cell.experiment}) {now.cell.name}{left}", int(percent), 100)
@@ -219,34 +220,3 @@ def _measured(terminal: Terminal, w: "Workshop", experiments: list[str]) -> tupl
             f"interrupted; {finished} new measurements are kept in {w.records.folder}: the same command goes on"
         ) from None
     return outcome, costs[0], finished
-
-
-def _conclude(
-    terminal: Terminal,
-    subject: "Subject",
-    folder: Path,
-    outcome: "Outcome",
-    finished: int,
-    seconds: float,
-    figures: list[Path] | None,
-) -> None:
-    """The last lines: how many measurements in what time, and where tables and figures lie."""
-    from dct.bench import report as written
-
-    measured = sum(len(results) for results in outcome.results.values())
-    took = f"{_clock(seconds)}; {finished} measured now, {measured - finished} were on record"
-    drawn = "none" if figures is None else f"{sum(p.suffix == '.png' for p in figures)}, as SVG and PNG"
-    terminal.summary(
-        f"{measured} measurements of {subject.lm.name}, layers {subject.source} → {subject.target}",
-        [
-            ("took", f"{took} ({_clock(outcome.seconds)} in all)"),
-            ("tables", f"[bold]{escape(str(folder / written.MARKDOWN))}[/bold], CSV and JSON beside it"),
-            ("figures", drawn),
-        ],
-    )
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -4,8 +4,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from dct.aliases import DEMO
+from dct.cli.asked import fit_prompts, note_repeated
 from dct.cli.terminal import Terminal, command, escape
-from dct.cli.work import between, fit_prompts, load_model, note_repeated
+from dct.cli.work import between, load_model
 from dct.plainjson import dumps
 from dct.recipe import Recipe
 from dct.settings import (

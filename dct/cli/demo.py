@@ -4,11 +4,11 @@ from typing import Any
 
 from dct.aliases import DEMO
 from dct.cli.ablate import run_ablate
+from dct.cli.asked import HARMLESS, harmless_prompts, unseen_prompts
 from dct.cli.fit import run_fit
 from dct.cli.rank import run_rank
 from dct.cli.steer import run_steer
 from dct.cli.terminal import Terminal, command
-from dct.cli.work import HARMLESS, harmless_prompts, unseen_prompts
 from dct.recipe import Recipe
 from dct.settings import (
     AblateSettings,

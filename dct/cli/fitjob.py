@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dct.cli.asked import fit_prompts, note_repeated
 from dct.cli.calibrate import calibrated
 from dct.cli.fitted import announce, describe, show
 from dct.cli.fitted import expected as forecast
 from dct.cli.interrupted import Interrupted, check_same_fit
 from dct.cli.terminal import Terminal
-from dct.cli.work import between, fit_prompts, keep_prompts, load_model, note_repeated, portable, provenance, short_name
+from dct.cli.work import between, keep_prompts, load_model, portable, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError
 from dct.memory import peak
 from dct.recipe import Recipe

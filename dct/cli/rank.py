@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dct.cli.asked import harmless_prompts, unseen_prompts
 from dct.cli.costs import announce, as_estimate
 from dct.cli.signature import argument
 from dct.cli.tasks import chosen_task, run_task
 from dct.cli.terminal import Terminal, command, escape, plain
-from dct.cli.work import RUN_HELP, harmless_prompts, open_run, unseen_prompts
+from dct.cli.work import RUN_HELP, open_run
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import RankPromptSettings, RankSettings, RankTaskSettings, RunModelSettings, RunOutputSettings
 

@@ -1,10 +1,13 @@
 """An experiment of the benchmark as a table and sentences."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.terminal import Terminal, escape
 
 if TYPE_CHECKING:
+    from dct.bench.runner import Outcome
+    from dct.bench.subject import Subject
     from dct.bench.tables import Report
 
 
@@ -49,3 +52,35 @@ def show(terminal: Terminal, report: "Report") -> None:
 def _group(row: dict[str, Any]) -> list[Any]:
     """What rows that belong together have in common."""
     return [row.get(name) for name in ("method", "operation", "side")]
+
+
+def conclude(
+    terminal: Terminal,
+    subject: "Subject",
+    folder: Path,
+    outcome: "Outcome",
+    finished: int,
+    seconds: float,
+    figures: list[Path] | None,
+) -> None:
+    """The last lines: how many measurements in what time, and where tables and figures lie."""
+    from dct.bench import report as written
+
+    measured = sum(len(results) for results in outcome.results.values())
+    took = f"{clock(seconds)}; {finished} measured now, {measured - finished} were on record"
+    drawn = "none" if figures is None else f"{sum(p.suffix == '.png' for p in figures)}, as SVG and PNG"
+    terminal.summary(
+        f"{measured} measurements of {subject.lm.name}, layers {subject.source} → {subject.target}",
+        [
+            ("took", f"{took} ({clock(outcome.seconds)} in all)"),
+            ("tables", f"[bold]{escape(str(folder / written.MARKDOWN))}[/bold], CSV and JSON beside it"),
+            ("figures", drawn),
+        ],
+    )
+
+
+def clock(seconds: float) -> str:
+    """A time in the unit that people would say it in."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dct.cli.asked import HARMLESS, harmless_prompts, literal_or_unseen
 from dct.cli.completions import completions_table, effect_table, growing
 from dct.cli.costs import announce, as_estimate
 from dct.cli.signature import argument
 from dct.cli.terminal import Terminal, command
 from dct.cli.vectors import chosen_vectors
-from dct.cli.work import HARMLESS, RUN_HELP, harmless_prompts, literal_or_unseen, open_run
+from dct.cli.work import RUN_HELP, open_run
 from dct.errors import DctError
 from dct.plainjson import dumps
 from dct.prompts import PromptSet
