@@ -57,7 +57,8 @@ class Ablation:
 
 
 def orthonormal(directions: Float[Tensor, "n width"] | Float[Tensor, " width"]) -> Float[Tensor, "k width"]:
-    """An orthonormal basis of the span of the rows, in float64 on the CPU.
+    """An orthonormal basis D of the span of the rows, D D^T = 1, in float64 on the CPU: the right singular vectors of
+    the unit rows whose singular values are not `NEGLIGIBLE`.
 
     Raises:
         DctError: a direction is zero or not finite.
@@ -79,10 +80,10 @@ def ablate(
 ) -> Iterator[Ablation]:
     """Removes span(directions) from everything that writes into the residual stream (Arditi et al. 2024).
 
-    Every writer's weight and bias lose their component in the span: W <- W - D'D W for orthonormal rows D. Where a
-    norm stands between a writer and the stream (Gemma-2 and 3, OLMo-2) the norm's output is projected while the
-    model runs instead, and so is what no weights can be found behind, or weights that wait on disk. The token embedding
-    is left alone. The model is restored to the bit when the context ends, whatever happens inside.
+    Every writer's weight and bias lose their component in the span: W <- W - D^T D W, b <- b - D^T D b, for
+    orthonormal rows D. Where a norm stands between a writer and the stream (Gemma-2 and 3, OLMo-2) the norm's output is
+    projected while the model runs instead, and so is what no weights can be found behind, or weights that wait on disk.
+    The token embedding is left alone. The model is restored to the bit when the context ends, whatever happens inside.
 
     Args:
         directions: one or several; they need not be unit vectors, orthogonal or independent.
@@ -105,6 +106,7 @@ def ablate(
             # Weights that wait on disk until their block runs cannot be edited; what they put out can be projected.
             away = any(parameter.is_meta for parameter in lm.layers[site.block].parameters())
             if site.writers and not away and (site.gain is None or fold_norms):
+                # A norm adds g * y / |y| for y = W x, and <D, g * y / |y|> = <g * D, y> / |y|.
                 span = basis if site.gain is None else orthonormal(basis * site.gain)
                 for writer in site.writers:
                     if id(writer.weight) in edited:  # blocks may share their weights
@@ -163,7 +165,7 @@ def _project(added: Tensor, basis: Float[Tensor, "k width"]) -> Tensor:
     """Something that is about to be added to the stream, without its component in the span."""
     wide = torch.promote_types(added.dtype, torch.float32)
     D = basis.to(added.device, wide)
-    return (added.to(wide) - added.to(wide) @ D.T @ D).to(added.dtype)
+    return (added.to(wide) - added.to(wide) @ D.T @ D).to(added.dtype)  # x <- x - D^T D x
 
 
 def _projection(basis: Tensor) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from dct import compat
 from dct.errors import DctError
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ def _ends(start: int, stop: int, size: int, lanes: int) -> list[int]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on any device."""
+    # accelerate's `should_reduce_batch_size` of 1.0 knows neither Apple's devices nor Windows, and no MemoryError.
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
@@ -102,7 +104,5 @@ def out_of_memory(error: BaseException) -> bool:
 
 def release_memory(device: torch.device) -> None:
     """Gives cached blocks back to the device, so that a smaller pass can have them."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
+    if device.type != "cpu":
+        compat.clear_device_cache()

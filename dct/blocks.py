@@ -51,7 +51,7 @@ def replay(
             if isinstance(call, ReadCall):
                 stream = call.run(block, stream)
                 continue
-            output = run(block, fresh(call, made, memo), stream)
+            output = run(block, fresh(call, made, memo), stream)  # h_{l+1} = B_l(h_l)
             made |= {
                 Made(number, k): leaf for k, leaf in enumerate(leaves(output)) if wanted and Made(number, k) in wanted
             }
@@ -76,7 +76,8 @@ def locate_non_finite(
 
 @torch.no_grad()
 def readout(lm: LanguageModel, stream: Float[Tensor, "batch width"]) -> Float[Tensor, "batch vocabulary"]:
-    """Logits of streams that have left the last block, by the model's own final norm, head and soft-capping.
+    """Logits of streams that have left the last block, by the model's own final norm, head and soft-capping:
+    logits = head(norm(h_L)).
 
     The model is run on one token a row, and its last block hands over `stream`; the others stand aside, as long as that
     gives the model's own logits, and run otherwise. So nothing has to be known of what an architecture does after its
@@ -95,9 +96,9 @@ def _read_out(lm: LanguageModel, stream: Tensor, aside: bool) -> Tensor:
     rows = stream.to(lm.dtype)[:, None]
     ids = torch.zeros(len(rows), 1, dtype=torch.long, device=lm.device)
 
-    def returned(stream: Tensor, rest: tuple[Any, ...] | None) -> Any:
+    def returned(stream: Tensor, others: tuple[Any, ...] | None) -> Any:
         """The stream as a block of this model puts it out, alone or with what stood behind it."""
-        return stream if rest is None else (stream, *rest)
+        return stream if others is None else (stream, *others)
 
     if not aside:
 
@@ -194,6 +195,7 @@ def _layer_norm(
 ) -> Tensor:
     axes = tuple(range(-len(normalized_shape), 0))
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
+    # y = (x - mean x) / sqrt(mean (x - mean x)^2 + eps) * weight + bias
     centred = wide - wide.mean(axes, keepdim=True)
     normal = (centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)).to(input.dtype)
     normal = normal if weight is None else normal * weight

@@ -79,7 +79,7 @@ def chosen(factors: Factors, name: str, side: str = "source") -> Float[Tensor, "
 def tries(
     directions: Float[Tensor, "n d"], scale: float, multiples: Sequence[float]
 ) -> tuple[Float[Tensor, "tries d"], list[float]]:
-    """Every direction at every multiple of the scale, one multiple after the other, and the norm of each try.
+    """Every direction at every multiple of the scale, theta = c R v, one multiple c after the other; and each c R.
 
     Raises:
         UsageError: a multiple that is not positive, or none.
@@ -91,7 +91,11 @@ def tries(
 
 
 def aggregate(directions: Float[Tensor, "n d"], how: str) -> Float[Tensor, "k d"]:
-    """One direction for many: `mean` (unit mean) or `svd` (first right singular vector of the stack, both senses).
+    """One direction for many.
+
+    Args:
+        how: `mean`: sum_i v_i / |sum_i v_i|, k = 1. `svd`: the first right singular vector of the stack of rows, and
+            its opposite, since it has no sign: k = 2.
 
     Raises:
         UsageError: unknown way.
@@ -103,6 +107,6 @@ def aggregate(directions: Float[Tensor, "n d"], how: str) -> Float[Tensor, "k d"
             raise DctError('the mean of the chosen vectors vanishes: use `aggregate="svd"`')
         return normalize(mean, dim=1)
     if how == "svd":
-        first = torch.linalg.svd(directions, full_matrices=False).Vh[:1]
+        first = torch.linalg.svd(directions, full_matrices=False).Vh[:1]  # D = sum_i s_i u_i w_i^T; w_1
         return torch.cat([first, -first])
     raise UsageError(f"unknown `aggregate` {how!r}: choose mean or svd", argument="aggregate")

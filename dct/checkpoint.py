@@ -161,7 +161,7 @@ class Checkpoint:
         return sum(p.numel() for p in self.skeleton.parameters())
 
     def count(self, blocks: range, *, ends: bool = False) -> int:
-        """Parameters of some blocks, with `ends` also those that stand before the blocks and after them."""
+        """Parameters of some blocks, with `ends` also those outside the blocks (see `Part`)."""
         keep = self._part(blocks, ends).chooser(self.skeleton)
         return sum(p.numel() for name, p in self.skeleton.named_parameters() if keep(name))
 
@@ -197,7 +197,7 @@ class Checkpoint:
 
         Args:
             blocks: whose weights are read.
-            ends: read what stands before the blocks and the final norm too; never an output head of its own.
+            ends: read what text passes through outside the blocks too (see `Part`).
         """
         kind, chosen = type(self.skeleton), self._part(blocks, ends)
 

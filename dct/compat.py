@@ -98,6 +98,17 @@ def execution_device(model: nn.Module) -> Any:
     return getattr(getattr(model, "_hf_hook", None), "execution_device", None)
 
 
+def clear_device_cache() -> None:
+    """Gives the blocks that torch holds in reserve back to the device, whichever kind of device this machine has."""
+    try:
+        from accelerate.utils import memory  # type: ignore[import-untyped]  # where 1.0 has it too
+
+        clear = memory.clear_device_cache
+    except (ImportError, AttributeError) as error:
+        raise _missing("accelerate", "utils.memory.clear_device_cache") from error
+    clear()
+
+
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 

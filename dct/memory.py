@@ -131,6 +131,7 @@ def parse_bytes(text: str | None) -> int | None:
     """
     if text is None:
         return None
+    # accelerate's `convert_file_size_to_int` takes 8gb for gigabits, knows no TB and no bare number, and imports torch.
     digits = text.strip().rstrip("BbGgKkMmTtIi ")
     unit = text.strip()[len(digits) :].strip().lower()
     try:

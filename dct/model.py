@@ -109,6 +109,9 @@ class LanguageModel:
     def require(self, blocks: range, *, ends: bool = False) -> None:
         """Refuses to work with what has not been loaded.
 
+        Args:
+            ends: what text passes through outside the blocks is needed too: embeddings, final norm, head.
+
         Raises:
             DctError: the model was loaded for a slice, and other blocks (or embedding and head) are asked for.
         """

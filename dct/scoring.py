@@ -41,10 +41,11 @@ class Effect:
 
 
 def difference_of_means(towards: Slice, away: Slice) -> Float[Tensor, " width"]:
-    """The supervised direction: unit difference of the mean streams that enter the source layer, `towards` - `away`.
+    """The supervised direction: v = m / |m|, m = mean_p h_p(towards) - mean_p h_p(away), of the streams h_p that enter
+    the source layer at the last prompt token (Arditi et al. 2024).
 
-    At the last prompt token, as in Arditi et al. 2024; where that token tells the two sets of prompts nothing apart
-    (source 0, behind a chat template: all prompts end alike), the mean over all tokens of each prompt.
+    Where that token tells the two sets of prompts nothing apart (source 0, behind a chat template: all prompts end
+    alike), h_p is the mean over all tokens of the prompt.
     """
     last = towards.last_entering().mean(0) - away.last_entering().mean(0)
     if float(last.norm()) > 1e-6 * away.residual_norm:
@@ -55,12 +56,15 @@ def difference_of_means(towards: Slice, away: Slice) -> Float[Tensor, " width"]:
 def divergence(
     before: Float[Tensor, "prompts vocabulary"], after: Float[Tensor, "*batch prompts vocabulary"]
 ) -> Float[Tensor, "*batch"]:
-    """KL(before || after) in nats from log-probabilities, mean over prompts.
+    """KL(before || after) in nats from log-probabilities, mean over prompts: sum_v p_v (log p_v - log q_v).
+
+    Args:
+        before, after: log p and log q over the vocabulary, for each prompt.
 
     A token that `before` rules out (log-probability -inf) adds nothing, whatever `after` makes of it; one that only
     `after` rules out makes the divergence infinite.
     """
-    terms = before.exp() * (before - after)
+    terms = before.exp() * (before - after)  # p_v (log p_v - log q_v)
     terms = terms.masked_fill(after.isneginf(), math.inf).masked_fill(before.isneginf(), 0.0)
     return terms.sum(-1).mean(-1).clamp_min(0.0)
 
@@ -177,4 +181,5 @@ class Scorer:
         return logits
 
     def _difference(self, logits: Tensor) -> Float[Tensor, "batch prompts"]:
+        """logit(positive) - logit(negative) at the last token of each prompt."""
         return logits[..., self.words.positive] - logits[..., self.words.negative]

@@ -109,13 +109,13 @@ def _off(f: Callable[[Tensor], Tensor], theta: Tensor, eps: float, size_of_strea
     at = theta[None].clone().requires_grad_()
     value = f(at)
     u = normalize(value.detach(), dim=1)
-    [gradient] = torch.autograd.grad(value, at, u)
+    [gradient] = torch.autograd.grad(value, at, u)  # g = J(theta)^T u, u = f(theta) / |f(theta)|
     gradient, u = gradient[0].detach(), u[0]
     exact = eps < 1e-5
     size, length = float(gradient.norm()), float(theta.norm())
     drawn = torch.randn(DIRECTIONS if exact else 0, len(theta), generator=torch.Generator().manual_seed(1))
     along = normalize(torch.cat([gradient.cpu().float()[None], drawn]), dim=1).to(theta)
-    wanted = (along @ gradient).cpu()
+    wanted = (along @ gradient).cpu()  # <g, v> for every direction v
     # A direction drawn at random sees a share 1/sqrt(d) of what is missing from a gradient.
     slack = torch.full((len(along),), 0.1 * size / len(theta) ** 0.5)
     slack[0] = (0.05 if exact else 0.5) * size
@@ -127,6 +127,7 @@ def _off(f: Callable[[Tensor], Tensor], theta: Tensor, eps: float, size_of_strea
             continue  # rounding would hide what is looked for
         with torch.no_grad():
             there, back = (torch.cat([f((theta + sign * h * v)[None]) for v in along]) for sign in (1, -1))
+        # <u, f(theta + h v) - f(theta - h v)> / 2h = <g, v> + O(h^2)
         slopes = ((there - back) @ u / (2 * h)).cpu()
         least = least.minimum((slopes - wanted).abs() / (slack + 0.05 * wanted.abs() + noise / h))
         if bool((least <= 1).all()):

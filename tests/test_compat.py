@@ -118,6 +118,14 @@ def test_accelerate_says_where_it_runs_a_model(make_lm):
     assert torch.device(compat.execution_device(model)) == torch.device("cpu")
 
 
+def test_accelerate_clears_the_cache_of_any_device(monkeypatch):
+    cleared = []
+    monkeypatch.setattr("accelerate.utils.memory.is_cuda_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cleared.append(True))
+    compat.clear_device_cache()
+    assert cleared, "accelerate no longer empties torch's cache (utils.memory.clear_device_cache)"
+
+
 def test_tensors_are_written_under_transformers_own_names(tmp_path):
     """core_model_loading.revert_weight_conversion: for a model, and for one parameter of it alone."""
     model = random_model("mixtral")

@@ -52,6 +52,7 @@ def write_adapter(
         into = W.movedim(axis, 0)  # (out, in)
         D = edit.span
         A, B = torch.zeros(rank, into.shape[1], dtype=dtype), torch.zeros(into.shape[0], rank, dtype=dtype)
+        # W - D^T D W = W + B A, with A = D W and B = -D^T
         A[: len(D)], B[:, : len(D)] = (D @ into).to(dtype), (-D.T).to(dtype)
         there = into + B.double() @ A.double()
         rounding.add(into, into - D.T @ (D @ into), there, D, -2)
