@@ -23,6 +23,33 @@ jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartyp
 
 import dct  # noqa: E402
 
+# `pytest -m fast`: what a change to the core is most likely to break, in under 90 seconds on two cores.
+FAST = {
+    "batching": "rows, halved when memory runs out",
+    "calibration": "the scale, against maps whose ratio is known",
+    "derivatives": "first and second, against dense float64",
+    "estimate": "announced time and memory",
+    "factors": "the format of the result",
+    "fitting": "every method, on planted factors",
+    "integrity": "damaged files are refused",
+    "melbo": "norm-maximising vectors, on maps whose singular vectors are known",
+    "memory": "sizes as text, and what is free",
+    "prompts": "prompt files of every kind",
+    "runs": "run folders and their locks",
+    "slice": "the map, against the model's own run",
+    "steering": "the site, tokens and padding",
+    "verification": "what is refused",
+}
+"""Test files of the core (`test_NAME.py`) and why they are in; what trains, generates or starts processes is not."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the files in `FAST`, except those that are marked slow."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in FAST and item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
+
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
