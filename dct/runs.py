@@ -31,6 +31,18 @@ STATE_FORMAT = "dct-state"
 COPY = "copy the run to another folder"
 
 
+class UnfinishedError(DctError):
+    """A run's fit was interrupted, and can go on.
+
+    Attributes:
+        folder: the run's, for whoever tells how.
+    """
+
+    def __init__(self, folder: Path, message: str) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder.
@@ -282,9 +294,9 @@ def find_run(where: Path | None, wanted: str = FACTORS) -> Run:
         if wanted == STATE and run.factors.exists() and (not run.state.exists() or run.superseded):
             raise DctError(f"{where} is finished: there is nothing to resume; `dct rank {where}` goes on from it")
         if not (where / wanted).exists():
-            unfinished = wanted == FACTORS and (where / STATE).exists()
-            cure = "its fit was interrupted, go on with `resume`" if unfinished else "make one with `dct fit`"
-            raise DctError(f"{where} holds no {wanted}: {cure}")
+            if wanted == FACTORS and (where / STATE).exists():
+                raise UnfinishedError(where, f"{where} holds no {wanted}: finish it with `resume`")
+            raise DctError(f"{where} holds no {wanted}: make one with `dct fit`")
         return run
     if not where.exists():
         raise DctError(f"no run folder or factors file {where}; `dct fit` makes one under {RUNS}/")

@@ -82,7 +82,7 @@ def test_no_run_says_what_to_do(workplace, where, says):
 
 def test_unfinished_run_names_the_command_that_finishes_it(workplace):
     folder = make_run("a", age=0, file=STATE)
-    with pytest.raises(DctError, match="go on with `resume`"):
+    with pytest.raises(DctError, match="finish it with `resume`"):
         find_run(folder)
 
 
