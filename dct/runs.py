@@ -121,19 +121,20 @@ class Run:
         """Forgets an interrupted fit."""
         self.state.unlink(missing_ok=True)
 
-    def save_factors(self, factors: Factors, recipe: Recipe) -> None:
-        """Writes the factors with the recipe that repeats them, and drops the state and the ranking that they replace.
-        Wherever that is cut short, what is left behind is known for what it is: the state by `superseded`, the ranking
-        by the digest in it; and no recipe lies beside factors of another one.
+    def save_factors(self, factors: Factors, recipe: Recipe | None = None) -> None:
+        """Writes the factors, with the recipe that repeats them if there is one, and drops the state and the ranking
+        that they replace. Wherever that is cut short, what is left behind is known for what it is: the state by
+        `superseded`, the ranking by the digest in it; and no recipe lies beside factors of another one.
         """
-        if self.factors.exists():
+        first = not self.factors.exists()
+        if recipe is None or not first:
             self.recipe.unlink(missing_ok=True)
         else:
             recipe.save(self.folder)
         factors.save(self.factors)
         self.drop_state()
         self.ranking.unlink(missing_ok=True)
-        if not self.recipe.exists():
+        if recipe is not None and not first:
             recipe.save(self.folder)
 
     def save_ranking(self, content: dict[str, Any], factors: Factors) -> dict[str, Any]:
