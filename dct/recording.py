@@ -4,8 +4,8 @@
 against. A model that is no `chain` of blocks is refused. Knows nothing of vectors that are fitted, nor of packing.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from dct.chain import Chain, TargetReached, non_finite, not_run
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
 from dct.resident import recorded_in_turn
+
+Hook = Callable[[int], Any]
+"""A hook for the block of a number."""
 
 
 def record(lm: LanguageModel, prompts: Sequence[Sequence[int]], source: int, target: int) -> list[Recording]:
@@ -87,12 +90,8 @@ def _recorded(lm: LanguageModel, ids: Sequence[int], source: int, target: int) -
 
         return hook
 
-    with ExitStack() as stack:
-        for index, block in enumerate(lm.layers[:target]):
-            stack.callback(block.register_forward_pre_hook(before(index), with_kwargs=True).remove)
-            stack.callback(block.register_forward_hook(after(index)).remove)
-        with suppress(TargetReached):
-            lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
+    with _hooked(lm.layers[:target], before, after), suppress(TargetReached):
+        lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
     if not leaving:
         raise DctError(not_run(lm))
     return Recording(entering[0], leaving[0], calls)
@@ -137,11 +136,18 @@ def own_run(
 
         return hook
 
-    with ExitStack() as stack:
-        for index, block in enumerate(lm.layers):
-            stack.callback(block.register_forward_pre_hook(before(index), with_kwargs=True).remove)
-            stack.callback(block.register_forward_hook(after(index)).remove)
+    with _hooked(lm.layers, before, after):
         lm.model(torch.tensor([list(ids)], device=lm.device), use_cache=False)
     if watch.next != lm.depth:
         raise DctError(not_run(lm))
     return leaving[0]
+
+
+@contextmanager
+def _hooked(blocks: Iterable[nn.Module], before: Hook, after: Hook) -> Iterator[None]:
+    """Has the hooks that two functions give for a block, by its number, called before and after it runs."""
+    with ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            stack.callback(block.register_forward_pre_hook(before(index), with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(after(index)).remove)
+        yield
