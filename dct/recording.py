@@ -22,6 +22,9 @@ Hook = Callable[[int], Any]
 """A hook for the block of a number."""
 from dct.resident import recorded_in_turn
 
+Hook = Callable[[int], Any]
+"""A hook for the block of a number."""
+
 
 def record(lm: LanguageModel, prompts: Sequence[Sequence[int]], source: int, target: int) -> list[Recording]:
     """Runs prompts, unpadded, up to block target-1 and keeps what entered and left the slice.
