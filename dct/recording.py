@@ -17,9 +17,6 @@ from dct.calls import Call, Made, Recording, behind, leaves, rebuilt, split_call
 from dct.chain import Chain, TargetReached, non_finite, not_run
 from dct.errors import DctError, NonFiniteError
 from dct.model import LanguageModel
-
-Hook = Callable[[int], Any]
-"""A hook for the block of a number."""
 from dct.resident import recorded_in_turn
 
 Hook = Callable[[int], Any]

@@ -35,12 +35,12 @@ class UnfinishedError(DctError):
     """A run's fit was interrupted, and can go on.
 
     Attributes:
-        folder: the run's, for whoever tells how.
+        unfinished: the run's folder, for whoever tells how.
     """
 
     def __init__(self, folder: Path, message: str) -> None:
         super().__init__(message)
-        self.folder = folder
+        self.unfinished = folder
 
 
 @dataclass(frozen=True)

@@ -730,7 +730,7 @@ def test_a_fit_that_is_killed_loses_at_most_one_iteration(workplace, fit, how):
         assert [p.name for p in Path("cut").iterdir()] == ["state.safetensors"]
     else:
         assert child.returncode == -signal.SIGKILL
-        said = fails("rank", "cut", says="its fit was interrupted, go on with --resume")
+        said = fails("rank", "cut", says="holds no factors.safetensors: finish it")
     finish_as_told(said)
     assert "state.safetensors" not in os.listdir("cut")
     assert run(*fit, *LONG, "--out", "whole").exit_code == 0

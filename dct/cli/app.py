@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dct.cli.commands import ABOUT, COMMANDS, overview
-from dct.cli.flags import flagged
+from dct.cli.flags import spoken
 from dct.cli.pages import page
 from dct.cli.signature import HELP, command_page, groups, parameters
 from dct.cli.streams import fail, say
@@ -70,7 +70,7 @@ class Application(Group):
         except typer.Abort:
             fail("interrupted", 130, as_json)
         except DctError as error:  # what an option may not be
-            fail(flagged(str(error)), error.exit_code, as_json)
+            fail(spoken(error), error.exit_code, as_json)
         except Exception as error:
             # Typer brings its own copy of click or uses the installed one: its errors are known by what they can do.
             if not hasattr(error, "format_message"):

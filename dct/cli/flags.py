@@ -2,7 +2,10 @@
 
 import functools
 import re
+import shlex
 from dataclasses import fields
+
+from dct.errors import DctError
 
 NAMED = re.compile(r"`(\w+)(?:=(\"[^\"`]*\"|'[^'`]*'|[\w.:-]+))?`")
 """An argument in a message, such as `scale` or `dtype="float32"`."""
@@ -11,6 +14,14 @@ NAMED = re.compile(r"`(\w+)(?:=(\"[^\"`]*\"|'[^'`]*'|[\w.:-]+))?`")
 def flagged(text: str) -> str:
     """A message of the core with its arguments as flags."""
     return NAMED.sub(_flag, text)
+
+
+def spoken(error: DctError) -> str:
+    """What the command line says of an error; of a fit that was cut short, the command that finishes it."""
+    folder = getattr(error, "unfinished", None)
+    if folder is None:
+        return flagged(str(error))
+    return str(error).replace("`resume`", f"`dct fit --resume --out {shlex.quote(str(folder))}`")
 
 
 def _flag(found: re.Match[str]) -> str:
@@ -30,4 +41,6 @@ def _flags() -> dict[str, str]:
 
     every = (kind for kind in vars(settings).values() if isinstance(kind, type) and issubclass(kind, Settings))
     known = {one.name: flag_of(key(one)) for group in every for one in fields(group)}
+    # What `dct.save` and `dct.ablate` call otherwise than the command that does both.
+    known |= {"form": known["save_as"], "fold_norms": known["save"]}
     return known | {flag[2:].replace("-", "_"): flag for flag in known.values()}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from dct.cli.characters import encodable, one_line, visible
-from dct.cli.flags import flagged
+from dct.cli.flags import flagged, spoken
 from dct.cli.streams import NOWHERE, discard, fail, say, write_json
 from dct.errors import DctError
 from dct.settings import OutputSettings
@@ -176,7 +176,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             _fail("interrupted", 130, as_json, debug)
         except DctError as error:
-            _fail(flagged(str(error)), error.exit_code, as_json, debug)
+            _fail(spoken(error), error.exit_code, as_json, debug)
         except Exception as error:
             _fail(_explain(error), 1, as_json, debug)
 
