@@ -25,13 +25,10 @@ import dct  # noqa: E402
 
 # `pytest -m fast`: what a change to the core is most likely to break, in under 90 seconds on two cores.
 FAST = {
-    "batching": "rows, halved when memory runs out",
     "calibration": "the scale, against maps whose ratio is known",
     "derivatives": "first and second, against dense float64",
-    "estimate": "announced time and memory",
-    "factors": "the format of the result",
+    "factors": "the format of the result, and what is refused",
     "fitting": "every method, on planted factors",
-    "integrity": "damaged files are refused",
     "melbo": "norm-maximising vectors, on maps whose singular vectors are known",
     "memory": "sizes as text, and what is free",
     "prompts": "prompt files of every kind",
