@@ -141,7 +141,7 @@ def test_a_benchmark_that_is_killed_loses_at_most_one_measurement(bench, how):
         (["--prompts", "two.txt"], 1, "needs 3 and 2 at least"),
         (["--prompts", "empty.txt"], 1, "holds no prompts"),
         (["--s", "4", "--t", "2"], 2, "must lie below"),
-        (["--t", "99"], 1, "--t is at most 5"),
+        (["--t", "99"], 1, "--target is at most 5"),
         (["--out", "harm.txt"], 1, "is a file"),
     ],
 )

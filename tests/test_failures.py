@@ -136,7 +136,7 @@ def test_unknown_block_list(workplace, fit):
     [
         (
             ["fit", "--method", "cubic", "--scale", "1"],
-            "unknown --method 'cubic': choose exponential, quadratic, linear",
+            "unknown --method 'cubic': choose exponential, linear, linear-projected",
         ),
         (["fit", "--orthogonalize", "gs", "--scale", "1"], "unknown --orthogonalize 'gs': choose qr, soft, none"),
         (["fit", "--start", "cold", "--scale", "1"], "unknown --start 'cold': choose projected, random"),
@@ -657,7 +657,7 @@ def test_save_does_not_overwrite(fitted, model_folder):
     Path("full/x").write_text("")
     words = ["ablate", "--vector", 1, "--prompt", "a", "--save"]
     fails(*words, "full", says="full exists and is not empty: name a new folder")
-    fails(*words, "mild.txt", says="--save mild.txt exists")
+    fails(*words, "mild.txt", says="mild.txt exists")
     fails(*words, ".", says="--save . exists and is not empty")
     fails(*words, "new", "--save-dtype", "int4", says="unknown --save-dtype 'int4': choose auto, float32", code=2)
     fails(*words, "new", "--save-as", "gguf", says="unknown --save-as 'gguf': choose model, adapter", code=2)

@@ -59,9 +59,11 @@ class FitJob:
         """Refuses what can be refused before the minutes that loading may take."""
         from dct.compilation import check_choice
         from dct.fitting import check_scale
+        from dct.method import method
         from dct.model import check_layers
 
         layers, options = self.recipe.slice, self.recipe.fit
+        method(options.method).own(options)
         if layers.source is not None and layers.target is not None:
             check_layers(layers.source, layers.target)
         check_choice(layers.compile)

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from dct.errors import DctError
 
-NAMED = re.compile(r"`(\w+)(?:=(\"[^\"`]*\"|'[^'`]*'|[\w.:-]+))?`")
+NAMED = re.compile(r"`(\w+)(?:=(\"[^\"`]*\"|'[^'`]*'|[\w.:+-]+))?`")
 """An argument in a message, such as `scale` or `dtype="float32"`."""
 
 
