@@ -27,6 +27,7 @@ class Recipe:
 
     @property
     def groups(self) -> tuple[Settings, ...]:
+        """In the order in which they are written down."""
         return self.model, self.slice, self.prompts, self.fit
 
     def loading(self) -> dict[str, Any]:

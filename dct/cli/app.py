@@ -26,6 +26,7 @@ class Command(TyperCommand):
     """A command whose help is drawn without Rich."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The page of one command."""
         formatter.write(command_page(ctx.command_path, inspect.unwrap(self.callback)))  # type: ignore[arg-type]
 
 
@@ -33,6 +34,7 @@ class Group(TyperGroup):
     """A group of commands, whose help is drawn without Rich."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The page of a group."""
         named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         rows = [(name, command.get_short_help_str(200)) for name, command in named if command is not None]
         usage = f"{ctx.command_path} [OPTIONS] COMMAND [ARGS]..."
@@ -43,9 +45,11 @@ class Application(Group):
     """All commands; the module of one is imported when it is called, or its help asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order in which they are used."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command or group, made when it is first asked for; None for a name that is none."""
         if cmd_name not in COMMANDS:
             return None
         if cmd_name not in self.commands:
@@ -59,6 +63,7 @@ class Application(Group):
         return self.commands[cmd_name]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The page of `dct` itself."""
         formatter.write(overview())
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def describe(terminal: Terminal, slice_: "Slice", prompts: int) -> None:
+    """Says which layers, how many prompts and tokens, and how long the stream is."""
     how = f"packed into {slice_.tokens} tokens" if slice_.packed else f"{slice_.tokens} tokens, one prompt at a time"
     terminal.note(
         f"slice {slice_.source} to {slice_.target}: {prompts} prompt{'s' * (prompts != 1)}, {how}; "

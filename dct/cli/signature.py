@@ -52,10 +52,12 @@ class Parameter:
 
     @property
     def positional(self) -> bool:
+        """It has no flag."""
         return self.group is None
 
     @property
     def required(self) -> bool:
+        """It cannot be left out."""
         return self.default is inspect.Parameter.empty
 
     @property

@@ -64,6 +64,7 @@ class Terminal:
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def show(self, what: "RenderableType") -> None:
+        """A table, or text with Rich markup."""
         self.console.print(what)
 
     def summary(self, title: str, rows: Sequence[tuple[str, str]]) -> None:

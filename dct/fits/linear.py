@@ -17,7 +17,9 @@ class Linear(Method):
     signed = False  # s <v, theta> u = s <-v, theta> (-u)
 
     def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
+        """min(d, d_out) rows: J from the side that has fewer."""
         return {"vjp": dim_out} if dim_out <= dim else {"jvp": dim}
 
     def fit(self, job: Job) -> Learned:
+        """J = U diag(s) V': v_l and u_l are its singular vectors, alpha_l = s_l."""
         return jacobian_svd(job)

@@ -21,9 +21,11 @@ class LinearProjected(Method):
     signed = False
 
     def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
+        """`d_proj` rows for W J, and one for each vector that is pushed forward."""
         return {"vjp": settings.d_proj, "jvp": min(sizes(settings)[0], settings.d_proj, dim)}
 
     def fit(self, job: Job) -> Learned:
+        """v_l: right singular vectors of W J, shape (d_proj, d); u_l = unit J v_l; alpha from K alpha = b."""
         directions, S = projected_directions(job)
         kept = informative(S, job.d.dim, job.m)
         job.info |= {"d_proj": job.settings.d_proj, "informative": kept}

@@ -37,6 +37,7 @@ class LinearRandomized(Method):
         return {"vjp": least} if 4 * width >= least else {"vjp": 4 * width, "jvp": 4 * width}
 
     def fit(self, job: Job) -> Learned:
+        """Q spans the leading rows of J; J Q' = U diag(s) W' is small; v_l = rows of W' Q (Halko et al. 2011, 4.5)."""
         d, width = job.d, _width(job.m, job.d.dim, job.d.dim_out)
         least = min(d.dim, d.dim_out)
         if 4 * width >= least:

@@ -49,6 +49,7 @@ class Melbo(Method):
     objective = "norm of the response"
 
     def check(self, settings: FitSettings, dim: int) -> None:
+        """At most d vectors are orthogonal; p and q are positive."""
         m, own = sizes(settings)[0], self.own(settings)
         if m > dim:
             raise UsageError(
@@ -61,10 +62,12 @@ class Melbo(Method):
             )
 
     def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
+        """One row for each gradient step of each vector that is left, and the final responses."""
         m, steps = sizes(settings)
         return {"value_and_gradient": (m - (done or 0)) * steps, "value": m + random_responses(m)}
 
     def fit(self, job: Job) -> Learned:
+        """v_k maximises h(R v) over unit v orthogonal to v_1 ... v_(k-1); u_k = unit R_S(v_k)."""
         d, m, steps, p, q = job.d, job.m, job.iterations, job.own["p"], job.own["q"]
         job.info |= {"iterations": steps, "p": p, "q": q}
         heights = Derivatives(

@@ -33,4 +33,5 @@ class Quadratic(OrthogonalisedIteration):
         return job.d.second(V)
 
     def passes(self, updates: int, ends: int) -> dict[str, int]:
+        """T2(., v, v) for every update and end, T2(u, v, .) for every update."""
         return {"second": updates + ends, "second_transposed": updates}

@@ -58,6 +58,7 @@ class OrthogonalisedIteration(Method):
         return {"value": ends, "value_and_gradient": updates}
 
     def check(self, settings: FitSettings, dim: int) -> None:
+        """No more than d vectors are orthogonal."""
         m = sizes(settings)[0]
         if m > dim and settings.orthogonalize == "qr":
             raise UsageError(
@@ -66,12 +67,14 @@ class OrthogonalisedIteration(Method):
             )
 
     def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
+        """The projected start, m rows an iteration that is left, and the final responses."""
         m, iterations = sizes(settings)
         begins = done is None and settings.start == "projected"
         rows = {"vjp": settings.d_proj if begins else 0}
         return rows | self.passes(m * (iterations - (done or 0)), m + random_responses(m))
 
     def fit(self, job: Job) -> Learned:
+        """Start, iterations, then what the finished vectors cause and how strongly."""
         s = job.settings
         if job.resume is not None:
             check_state(job, job.resume)
