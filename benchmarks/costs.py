@@ -45,10 +45,11 @@ def main(
     """Print the tables of docs/performance.md."""
     console = Console()
     if demo:
-        from dct.cli.work import fit_prompts
+        from dct.cli.asked import fit_prompts
+        from dct.settings import FitPromptSettings
 
         lm, source, target = dct.load("demo"), 4, 8
-        prompts: list = lm.encode(fit_prompts("demo", None, None, [], 8).texts)
+        prompts: list = lm.encode(fit_prompts("demo", FitPromptSettings()).texts)
     else:
         w = WORKLOADS["cpu"]
         lm, source, target = dct.LanguageModel(random_model(w, "cpu", torch.float32), NoTokenizer(), "random"), 2, 8

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import dct
 from dct.calibration import calibrate
-from dct.cli.work import fit_prompts
+from dct.cli.asked import fit_prompts
+from dct.settings import FitPromptSettings
 
 FACTORS, STRONGEST, ITERATIONS = 64, 32, 10
 
@@ -41,7 +42,7 @@ def main(
     positions: Annotated[int | None, typer.Option(help="Left out, what a fit reads.")] = None,
 ) -> None:
     """Print the tables of docs/performance.md."""
-    texts = fit_prompts("demo", None, None, [], 8).texts
+    texts = fit_prompts("demo", FitPromptSettings()).texts
     full, half = dct.load("demo", dtype="float32"), dct.load("demo", dtype="bfloat16")
     packed = dct.Slice(full, texts, s, t, positions)
     apart = dct.Slice(full, texts, s, t, positions, pack=False)
