@@ -658,7 +658,7 @@ def test_save_does_not_overwrite(fitted, model_folder):
     words = ["ablate", "--vector", 1, "--prompt", "a", "--save"]
     fails(*words, "full", says="full exists and is not empty: name a new folder")
     fails(*words, "mild.txt", says="mild.txt exists")
-    fails(*words, ".", says="--save . exists and is not empty")
+    fails(*words, ".", says="\\. exists and is not empty")
     fails(*words, "new", "--save-dtype", "int4", says="unknown --save-dtype 'int4': choose auto, float32", code=2)
     fails(*words, "new", "--save-as", "gguf", says="unknown --save-as 'gguf': choose model, adapter", code=2)
     fails(*words[:-1], "--save-as", "adapter", says="say how to --save: give a folder too", code=2)

@@ -331,7 +331,7 @@ def test_help_and_errors_without_unicode(kind, words):
     assert done.returncode == (2 if "--s" in words else 0)
     assert b"Traceback" not in done.stderr
     if "--help" in words:
-        assert b"+- Output -" in done.stdout
+        assert b"+- O" in done.stdout
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.terminal import Terminal
-from dct.errors import DctError
+from dct.errors import DctError, UsageError
 from dct.recipe import Recipe
 from dct.settings import FitSettings, ModelSettings
 
@@ -38,7 +38,9 @@ class Interrupted:
                 raise DctError(f"{run.state} is damaged: no fit has {name} {', '.join(sorted(unknown))}; start over")
         try:
             recipe = Recipe.of_state(config)
-        except DctError as error:
+        except UsageError as error:
+            if error.argument == "method":  # of a package that is not here
+                raise
             raise DctError(f"{run.state} is damaged: {error}; start over") from error
         return cls(run, state, config, recipe)
 
