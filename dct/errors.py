@@ -1,7 +1,7 @@
 """The failures a user can cause or meet: one line that names the cause and the cure, and an exit code.
 
 A message names an argument as Python does, between backticks: "`scale` must be positive", "lower `scale`", "pass
-`orthogonalize="soft"`". The command line shows the same words as flags: `--scale`, `--orthogonalize soft`.
+`orthogonalize="soft"`". The command line shows the same words as its flags.
 """
 
 
