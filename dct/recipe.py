@@ -1,7 +1,7 @@
 """Everything that decides a fit, as the user gave it: four groups of settings, and how they are written down.
 
-A run folder keeps its recipe as `config.toml`, from which the fit can be repeated; the state of an unfinished one holds it
-too.
+A run folder keeps its recipe as `config.toml`, from which the fit can be repeated; the state of an unfinished
+one holds it too.
 """
 
 from collections.abc import Mapping
@@ -71,6 +71,6 @@ class Recipe:
 
         from dct.writing import write_whole
 
-        head = f"# Every option of a fit of dct {__version__}: given to `dct fit` as its `config`, this file repeats it.\n\n"
+        head = f"# A fit of dct {__version__}: `dct fit` repeats it with this file as its config.\n\n"
         tables = {group.table: group.record() for group in self.groups}
         write_whole(folder / CONFIG, (head + tomli_w.dumps(tables)).encode())
