@@ -66,9 +66,7 @@ class Registry:
         with suppress(*([DctError] if own else [])):  # which keeps nobody from what is here
             offers += [one for one in self._entry_points() if one.name == name]
         if not offers:
-            raise UsageError(
-                f"unknown `{self.kind}` {name!r}: choose {', '.join(self.names())}", argument=self.kind
-            )
+            raise UsageError(f"unknown `{self.kind}` {name!r}: choose {', '.join(self.names())}", argument=self.kind)
         if len(offers) > 1:
             whose = ", ".join(map(_whose, offers))
             raise DctError(f"several packages have a {self.kind} {name!r}: {whose}; keep one of them")
@@ -89,7 +87,9 @@ class Registry:
         try:
             return tuple(entry_points(group=self.group))
         except Exception as error:  # whatever a file that anyone may have written makes of a reader
-            raise DctError(f"an installed package has entry points that cannot be read ({first_line(error)})") from error
+            raise DctError(
+                f"an installed package has entry points that cannot be read ({first_line(error)})"
+            ) from error
 
     def _loaded(self, offer: "EntryPoint", made: Callable[["EntryPoint", Any], T]) -> T:
         try:
