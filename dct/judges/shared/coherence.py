@@ -8,9 +8,19 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 LOOP = 3
 """A phrase that stands so often in a row is a loop; a single word, one more."""
+
+WINDOW, NEW_PAIRS = 60, 0.66
+"""Of the neighbouring words at a text's beginning, so many are different pairs at least."""
+
+ALIKE = 3
+"""Sentences that begin with the same three words, from which on a text goes in circles, if most of them do."""
+
+LONGEST_WORD = 30
+"""Letters of a word that is one."""
 
 LONGEST_PHRASE = 16
 """Words of a phrase that may loop."""
@@ -22,6 +32,12 @@ CODE = re.compile(
     r"|[;{}]\s*$|\w\(.*\)|^\s*(?:<\w+|#!/)|=>|==|</\w+>",
     re.MULTILINE,
 )
+AGAIN = re.compile(r"(?=[^\W\d_])(\w(?:[^\n]{3,40}?))\1{3,}")
+"""The same characters four times in a row."""
+
+GLUED = re.compile(r"\w*[a-z0-9][._]+[A-Z]\w*|\w*_\w*_\w*|\w+_\w*=\w+|\w+[a-z][A-Z]\w+[._(]|\b[a-z]+_[a-z]+\b")
+"""Names as programs have them, which prose has not."""
+
 LATIN = re.compile(r"[a-zà-öø-ÿ]+")
 
 _COMMON = """
@@ -60,27 +76,51 @@ def incoherence(text: str) -> str:
     words = [word.lower() for word in WORD.findall(text)]
     if not tokens:
         return "nothing is said"
-    return _loops(tokens) or _noise(text, tokens, words) or _scripts(words, text) or _salad(text, words)
+    return (
+        _loops(tokens)
+        or _loops(words)
+        or _circles(text)
+        or _noise(text, tokens, words)
+        or _scripts(words, text)
+        or _salad(text, words)
+    )
 
 
 def _loops(tokens: Sequence[str]) -> str:
     """The same phrase over and over, or hardly a new word."""
     n = len(tokens)
     for length in range(1, min(LONGEST_PHRASE, n // LOOP) + 1):
-        needed = LOOP + 2 if length == 1 else LOOP + 1 if length <= 3 else LOOP
+        needed = LOOP + 2 if length == 1 else LOOP
         run = 0
         for k in range(n - length):
             run = run + 1 if tokens[k] == tokens[k + length] else 0
             phrase = tokens[k - run + 1 : k - run + 1 + length]
             if run >= length * (needed - 1) and any(token.isalpha() for token in phrase):
                 return f"{' '.join(phrase)!r} over and over"
-    words = [token for token in tokens if token.isalpha()]
+    again = AGAIN.search(" ".join(tokens)[:2000])
+    if again and any(letter.isalpha() for letter in again[1]):
+        return f"{again[1].strip()!r} over and over"
+    words = [token for token in tokens if token[0].isalpha()]
+    pairs = [*pairwise(words[:WINDOW])]
+    if len(pairs) >= 19 and len(set(pairs)) < NEW_PAIRS * len(pairs):
+        return "the same words in the same order again and again"
     if len(words) >= 12:
         [(word, count)] = Counter(words).most_common(1)
         if count > 0.4 * len(words):
             return f"{word!r} over and over"
         if len(set(words)) < 0.3 * len(words) and len(words) < 120:
             return "hardly a new word"
+    return ""
+
+
+def _circles(text: str) -> str:
+    """Sentences or lines that begin alike."""
+    parts = [WORD.findall(part.lower())[:3] for part in re.split(r"[.!?]+\s|\n+|:\s", text)]
+    begun = Counter(tuple(part) for part in parts if len(part) == 3)
+    if begun:
+        [(opening, count)] = begun.most_common(1)
+        if count >= ALIKE and count >= 0.4 * sum(begun.values()) and sum(begun.values()) < 12:
+            return f"{' '.join(opening)!r} at the beginning of {count} sentences"
     return ""
 
 
@@ -92,6 +132,12 @@ def _noise(text: str, tokens: Sequence[str], words: Sequence[str]) -> str:
         return "" if any(token.isdigit() for token in tokens) and len(tokens) < 12 else "no words"
     if re.search(r"([^\s\-=_*#.~/\\|+0-9])\1{7,}", text):
         return "a character over and over"
+    if re.search(r"(?:```\s*){4,}", text):
+        return "empty code"
+    if any(word.isascii() and len(word) > LONGEST_WORD for word in words):
+        return "mangled words"
+    if len(re.findall(r"^\s*[\"'`]{1,2}\s*$", text, re.MULTILINE)) >= 2 or re.search(r"`{4,}|(?<!`)``[a-z]", text):
+        return "stray marks"
     marks = sum(not token[0].isalnum() for token in tokens)
     if len(tokens) >= 12 and marks > 0.75 * len(tokens):
         return "more marks than words"
@@ -128,6 +174,9 @@ def _script(letter: str) -> str:
 def _salad(text: str, words: Sequence[str]) -> str:
     """Words that nothing holds together, or that are none."""
     latin = [word for word in words if LATIN.fullmatch(word.replace("'", "").replace("’", ""))]
+    glued = len(GLUED.findall(text))
+    if glued >= 3 and glued > 0.15 * len(text.split()) and "```" not in text:
+        return "words glued together"
     if len(latin) < 8 or len(latin) < 0.7 * len(words):
         return ""
     if CODE.search(text):
@@ -137,7 +186,8 @@ def _salad(text: str, words: Sequence[str]) -> str:
         return "mangled words"
     plain = all(word.isascii() for word in latin)
     held = sum(word.replace("’", "'") in COMMON for word in latin)
-    if plain and held < 0.12 * len(latin) and len(latin) >= 12 and not _foreign(latin):
+    few = held < 0.12 * len(latin) if len(latin) >= 12 else held == 0
+    if plain and few and not _foreign(latin):
         return "words that nothing holds together"
     return ""
 
@@ -153,7 +203,8 @@ def _mangled(word: str) -> bool:
 _FOREIGN = """
 de la el en los las que un una es por con para no se del al como der die das und ist nicht ein eine zu mit auf
     für den dem le les des du et est une dans pour que qui il di che non per sono da os um uma não com em do na het een
-    van ik niet te
+    van ik niet te je suis mais ne pas vous nous avec ce cette ich sie wir nicht kann es aber oder wenn como mas eu pode
+para este esta ser si più anche sono och att det som inte jag är ett
 """
 FOREIGN = frozenset(_FOREIGN.split())
 """Words that hold Spanish, German, French, Italian, Portuguese and Dutch text together."""
