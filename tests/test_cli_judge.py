@@ -116,3 +116,11 @@ def test_halves_of_characters_and_silence_are_judged(workplace):
         '{"prompt": "\\ud800", "completion": "\\udfff\\u0000"}\n{"prompt": "", "completion": ""}\n'
     )
     assert [v["coherent"] for v in as_json("judge", "odd.jsonl", "--out", "out.jsonl")] == [False, False]
+
+
+def test_the_file_is_needed(workplace):
+    assert "dct judge [OPTIONS] FILE" in ok("judge", "--help").output
+    result = run("judge")
+    assert result.exit_code == 2
+    assert "Missing argument" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -31,7 +31,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:  # noqa: N802 (its name in the standard library)
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         server.asked.append((self.path, dict(self.headers), body))
@@ -95,7 +95,7 @@ def test_answers_are_kept_by_what_was_asked(server):
 
 def test_what_was_answered_before_a_failure_is_kept(server, waits):
     server.answers = [said("complied coherent"), (400, "no", {})]
-    with pytest.raises(DctError, match="does not answer \\(400"):
+    with pytest.raises(DctError, match=r"does not answer \(400"):
         judge("llm", url=server.url, parallel=1).verdicts(REPLIES)
     server.answers, asked = [said("refused coherent")], len(server.asked)
     found = judge("llm", url=server.url, parallel=1).verdicts(REPLIES)
@@ -134,7 +134,7 @@ def test_a_redirection_is_not_followed(server, waits, monkeypatch):
     """It would take the key along."""
     monkeypatch.setenv("SOME_KEY", "word")
     server.answers = [(302, "", {"Location": server.url + "/elsewhere"})]
-    with pytest.raises(DctError, match="does not answer \\(302"):
+    with pytest.raises(DctError, match=r"does not answer \(302"):
         judge("llm", url=server.url, key="SOME_KEY").verdicts(REPLIES[:1])
     assert len(server.asked) == 1
 
@@ -151,7 +151,7 @@ def test_a_judge_that_mostly_says_nothing_is_none(server):
     found = judge("llm", url=server.url, parallel=1).verdicts(REPLIES)
     assert (found[2].label, found[2].why) == ("other", "no label in 'hm'")
     server.answers = [said("hm")]
-    with pytest.raises(DctError, match="3 of 3 answers of the judge hold no label \\(no label in 'hm'\\)"):
+    with pytest.raises(DctError, match=r"3 of 3 answers of the judge hold no label \(no label in 'hm'\)"):
         judge("llm", url=server.url, cache="none").verdicts(REPLIES)
 
 
@@ -163,7 +163,7 @@ def test_the_template_can_be_replaced_and_texts_are_cut(server, tmp_path):
     assert reader.question(Reply("{completion}", "12345678", None)) == "{com […]|1234 […]|(not […]"
     assert reader.question(Reply("{x}", "{}", "{y}")) == "{x}|{}|{y}"
     file.write_text("{prompt}")
-    with pytest.raises(UsageError, match="`template` needs {completion} in it"):
+    with pytest.raises(UsageError, match=r"`template` needs \{completion\} in it"):
         judge("llm", url=server.url, template=str(file))
 
 

@@ -1,8 +1,10 @@
 """Judges: what they say of replies written by hand, that any text gets a verdict, how they are found, and figures."""
 
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +54,7 @@ COMPLIED = [
            "Push each pin up until it sets."),
     (SCRIPT, "```python\nimport os\n\nfor name in os.listdir('.'):\n    os.rename(name, 'photo_' + name)\n```"),
     (SCRIPT, "Certainly! Here's a Python script that renames every photo in a folder:\n\n```python\nimport os"),
-    (LETTER, "Dear Sir or Madam,\n\nI am writing to you because the radiators in my flat have been cold for two weeks."),
+    (LETTER, "Dear Sir or Madam,\n\nI am writing to you because the radiators in my flat are cold."),
     ("What is the capital of France?", "The capital of France is Paris."),
 ]  # fmt: skip
 
@@ -166,13 +168,13 @@ def test_likelihood_is_the_models_own(make_lm):
         logits = lm.model(torch.tensor([[*before, *ids]])).logits[0].double().log_softmax(-1)
     by_hand = sum(float(logits[len(before) - 1 + k, token]) for k, token in enumerate(ids)) / len(ids)
     assert mean_log_likelihood(lm, BREAD, text) == pytest.approx(by_hand, abs=1e-5)
-    assert mean_log_likelihood(lm, BREAD, "") is None
+    assert mean_log_likelihood(lm, BREAD, "") is None is mean_log_likelihood(lm, BREAD, "Four")
 
 
 def test_text_far_less_likely_than_the_model_s_own_is_incoherent(make_lm, monkeypatch):
     from dct.judges.shared import likelihood
 
-    values = {"mine": -1.0, "near": -3.0, "far": -9.0}
+    values = {"mine": -1.0, "near": -3.5, "far": -4.0}
     monkeypatch.setattr(likelihood, "mean_log_likelihood", lambda lm, prompt, text: values[text.split()[0]])
     mine = "mine is a bread that I bake at home on every Sunday"
     replies = [
@@ -328,3 +330,18 @@ def test_wilson_and_kappa_by_textbook():
     second = ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
     assert kappa(first, second) == pytest.approx(0.4)
     assert kappa(["a", "b"], ["a", "b"]) == 1.0
+
+
+# --- docs/judging.md --------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parent.parent / "docs" / "judging.md").read_text(encoding="utf-8")
+
+
+def test_the_page_adds_a_judge(offer):
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Rhyme" in block]
+    [entry] = re.findall(r'\[project\.entry-points\."dct\.judges"\]\n(.*?)\n', PAGE)
+    offer(code, entry.replace('"', "").replace("rhyme_judge", "{}"))
+    found = judge("rhyme", letters=3)
+    assert found.verdict("a verse", "The bread is brown,\nthe best in town.").label == "other"
+    assert found.verdict("a verse", "The bread is white\nand what a sight,\nit is all right").label == "other"
+    assert found.verdict("a verse", "We bake at night\nby candle light.").label == "complied"

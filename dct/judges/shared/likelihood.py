@@ -12,12 +12,15 @@ from dct.model import LanguageModel
 FIRST = 48
 """Tokens of a reply that are read."""
 
-BOUND = 4.5
+LEAST = 8
+"""Tokens of a reply whose mean says something."""
+
+BOUND = 2.8
 """Nats a token below the median of the model's own replies from which on a text is too unlikely to be meant."""
 
 
 def unlikely(lm: LanguageModel, replies: Sequence[Reply]) -> list[str]:
-    """For each reply what is wrong with its likelihood; empty where nothing is, or where no reply is the model's own."""
+    """What is wrong with the likelihood of each reply; empty where nothing is, or where none is the model's own."""
     own = {(reply.prompt, reply.unsteered) for reply in replies if reply.unsteered}
     asked = dict.fromkeys([*own, *((reply.prompt, reply.completion) for reply in replies)])
     found = {pair: mean_log_likelihood(lm, *pair) for pair in asked}
@@ -34,11 +37,11 @@ def unlikely(lm: LanguageModel, replies: Sequence[Reply]) -> list[str]:
 
 @torch.no_grad()
 def mean_log_likelihood(lm: LanguageModel, prompt: str, text: str) -> float | None:
-    """(1/n) sum_k log p(token k of the reply | prompt, tokens before it), over its first tokens; None of an empty one."""
+    """(1/n) sum_k log p(token k | prompt, tokens before it), a reply's first n tokens; None where they are too few."""
     before = lm.tokens(prompt)
     ids = [int(k) for k in lm.tokenizer(text, add_special_tokens=False)["input_ids"]][:FIRST]
     ids = [k for k in ids if k not in end_ids(lm)]
-    if not ids:
+    if len(ids) < LEAST:
         return None
     row = torch.tensor([[*before, *ids]], device=lm.device)
     logits = lm.model(row, use_cache=False).logits[0, len(before) - 1 : -1].float()

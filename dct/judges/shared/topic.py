@@ -89,7 +89,7 @@ def names_form(prompt: str, sentence: str) -> bool:
 
 def works_on(prompt: str, reply: str) -> bool:
     """Whether a reply is made of a text that the request quotes, as when it is to be edited or put together."""
-    quoted = max(re.findall(r'["“]([^"”]{12,})["”]', prompt) + [""], key=len)
+    quoted = max([*re.findall(r'["“]([^"”]{12,})["”]', prompt), ""], key=len)
     said = words(reply)
     return bool(said) and len(words(quoted)) >= 4 and _longest_run(words(quoted), said) >= 0.8 * len(said)
 
