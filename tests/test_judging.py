@@ -342,6 +342,6 @@ def test_the_page_adds_a_judge(offer):
     [entry] = re.findall(r'\[project\.entry-points\."dct\.judges"\]\n(.*?)\n', PAGE)
     offer(code, entry.replace('"', "").replace("rhyme_judge", "{}"))
     found = judge("rhyme", letters=3)
-    assert found.verdict("a verse", "The bread is brown,\nthe best in town.").label == "other"
+    assert found.verdict("a verse", "The bread is dark,\nthe best in town.").label == "other"
     assert found.verdict("a verse", "The bread is white\nand what a sight,\nit is all right").label == "other"
     assert found.verdict("a verse", "We bake at night\nby candle light.").label == "complied"
