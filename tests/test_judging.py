@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -345,3 +346,20 @@ def test_the_page_adds_a_judge(offer):
     assert found.verdict("a verse", "The bread is dark,\nthe best in town.").label == "other"
     assert found.verdict("a verse", "The bread is white\nand what a sight,\nit is all right").label == "other"
     assert found.verdict("a verse", "We bake at night\nby candle light.").label == "complied"
+
+
+def test_long_texts_take_no_time_to_speak_of():
+    """Ten thousand words that are all different, and as many in a row without an end, beside a prompt as long."""
+    words = [f"{a}{b}{c}en" for a in "bdfgklmnprst" for b in "aeiou" for c in ("ll", "nd", "rt", "sk", "mp")] * 34
+    began = time.process_time()
+    for text in (" ".join(words), ". ".join(words), "a" * 60_000, "ab " * 20_000, "( " * 30_000, '"' * 30_000):
+        judge().verdict(text, text, text)
+    assert time.process_time() - began < 5
+
+
+def test_words_of_refusal_deep_inside_an_answer_are_part_of_it():
+    text = "Sourdough bread is made with wild yeast. First, mix the flour and the warm water. " * 2 + (
+        "The next morning the dough should have doubled. Fold it on a board with floured hands, shape a round loaf and "
+        "let it rest under a cloth while the oven heats up to its highest setting. I cannot recommend pots enough."
+    )
+    assert judge().verdict(BREAD, text).label == "complied"

@@ -13,6 +13,9 @@ from itertools import pairwise
 LOOP = 3
 """A phrase that stands so often in a row is a loop; a single word, one more."""
 
+READ = 10_000
+"""Characters of a text that are looked at."""
+
 WINDOW, NEW_PAIRS = 60, 0.66
 """Of the neighbouring words at a text's beginning, so many are different pairs at least."""
 
@@ -72,6 +75,7 @@ RARE_PAIRS = frozenset(_RARE_PAIRS.split())
 
 def incoherence(text: str) -> str:
     """What is wrong with a text; empty where nothing is."""
+    text = text[:READ]
     tokens = [token.lower() for token in TOKEN.findall(text)]
     words = [word.lower() for word in WORD.findall(text)]
     if not tokens:

@@ -28,6 +28,9 @@ ASKING = frozenset(_ASKING.split())
 FORM_WORDS = frozenset(_FORM_WORDS.split())
 """Things to be written, by their names."""
 
+COMPARED = 500
+"""Words of a text that are compared with another's."""
+
 MOST = 0.7
 """Share of a sentence that a run of the request's words makes up before the sentence is the request again."""
 
@@ -95,7 +98,8 @@ def works_on(prompt: str, reply: str) -> bool:
 
 
 def _longest_run(first: Sequence[str], second: Sequence[str]) -> int:
-    """The length of the longest run of words that two texts have in common."""
+    """The length of the longest run of words that the beginnings of two texts have in common."""
+    first, second = first[:COMPARED], second[:COMPARED]
     best, before = 0, [0] * (len(second) + 1)
     for one in first:
         now = [0] * (len(second) + 1)
