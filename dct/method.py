@@ -6,12 +6,10 @@ A method that comes with the package is a file in `dct/fits`. One of another pac
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dct.errors import DctError, UsageError
+from dct.registry import Registry, UnusableError, own_options
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -19,10 +17,7 @@ if TYPE_CHECKING:
     from dct.job import Job, Learned
     from dct.settings import FitSettings
 
-GROUP = "dct.methods"
-"""The group of entry points: name = "package.module:Class"."""
-
-FILES = Path(__file__).parent / "fits"
+REGISTRY = Registry("method", "dct.methods", "fits")
 
 
 class Method(ABC):
@@ -93,12 +88,7 @@ class Method(ABC):
         Raises:
             UsageError: an option that it does not have, or a value of another type than the default.
         """
-        given = settings.method_options or {}
-        for name in given:
-            if name not in self.options:
-                has = f"choose {', '.join(self.options)}" if self.options else "it has none"
-                raise UsageError(f"{self.name} has no option `{name}` of its own: {has}", argument=name)
-        return {name: _like(default, given.get(name, default), name) for name, default in self.options.items()}
+        return own_options(self.name, self.options, settings.method_options or {})
 
 
 def sizes(settings: "FitSettings") -> tuple[int, int]:
@@ -108,26 +98,12 @@ def sizes(settings: "FitSettings") -> tuple[int, int]:
     return settings.factors, settings.iterations
 
 
-def _like(default: Any, value: Any, name: str) -> Any:
-    """A value of the type of a default.
-
-    Raises:
-        UsageError: it is of another one.
-    """
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "text")
-        raise UsageError(f"`{name}` must be {kind}, got {value!r}", argument=name)
-    return value
-
-
 # --- the registry -----------------------------------------------------------------------------------------------------
 
 
 def built_in() -> tuple[str, ...]:
     """The methods that come with the package, by their files."""
-    return tuple(sorted(path.stem.replace("_", "-") for path in FILES.glob("[!_]*.py")))
+    return REGISTRY.built_in()
 
 
 def names() -> tuple[str, ...]:
@@ -136,8 +112,7 @@ def names() -> tuple[str, ...]:
     Raises:
         DctError: the entry points of the installed packages cannot be read.
     """
-    own = built_in()
-    return (*own, *sorted({one.name for one in _entry_points()} - set(own)))
+    return REGISTRY.names()
 
 
 def method(name: str) -> Method:
@@ -147,76 +122,33 @@ def method(name: str) -> Method:
         UsageError: there is none.
         DctError: two packages have one of that name, or it cannot be used.
     """
-    offers = []
-    if name in built_in():
-        offers = [_built_in(name)]
-        with suppress(DctError):  # which keeps nobody from what is here
-            offers += [one for one in _entry_points() if one.name == name]
-    else:
-        offers = [one for one in _entry_points() if one.name == name]
-    if not offers:
-        raise UsageError(f"unknown `method` {name!r}: choose {', '.join(names())}", argument="method")
-    if len(offers) > 1:
-        raise DctError(f"several packages have a method {name!r}: {', '.join(map(_whose, offers))}; keep one of them")
-    return _loaded(offers[0])
+    return REGISTRY.found(name, _made)
 
 
 def signed(name: str | None) -> bool:
     """Whether factors that do not say so themselves, as those of old files, have a sign: by the method's name."""
-    return name not in built_in() or _loaded(_built_in(str(name))).signed
+    return name not in built_in() or _made(*_own(str(name))).signed
 
 
-def _built_in(name: str) -> "EntryPoint":
-    from importlib.metadata import EntryPoint
-
-    words = name.split("-")
-    where = f"{__package__}.fits.{'_'.join(words)}:{''.join(word.capitalize() for word in words)}"
-    return EntryPoint(name=name, value=where, group=GROUP)
+def _own(name: str) -> "tuple[EntryPoint, Any]":
+    offer = REGISTRY.offer(name)
+    return offer, offer.load()
 
 
-def _entry_points() -> tuple["EntryPoint", ...]:
-    """The methods of other packages."""
-    from importlib.metadata import entry_points
-
-    try:
-        return tuple(entry_points(group=GROUP))
-    except Exception as error:  # whatever a file that anyone may have written makes of a reader
-        raise DctError(f"an installed package has entry points that cannot be read ({_first_line(error)})") from error
-
-
-def _loaded(offer: "EntryPoint") -> Method:
+def _made(offer: "EntryPoint", kind: Any) -> Method:
     """The method that an entry point names.
 
     Raises:
-        DctError: it cannot be imported, or is no method of that name.
+        UnusableError: it is no method of that name.
     """
-    try:
-        kind = offer.load()
-        found = kind() if isinstance(kind, type) else kind
-    except Exception as error:  # it is somebody else's code
-        raise _unusable(offer, _first_line(error)) from error
+    found = kind() if isinstance(kind, type) else kind
     if not isinstance(found, Method):
-        raise _unusable(offer, f"{offer.value} is no dct.method.Method")
+        raise UnusableError(f"{offer.value} is no dct.method.Method")
     if getattr(found, "name", None) != offer.name:
-        raise _unusable(offer, f"{offer.value} calls itself {getattr(found, 'name', None)!r}")
+        raise UnusableError(f"{offer.value} calls itself {getattr(found, 'name', None)!r}")
     from dct.settings import FitSettings
 
     taken = sorted({one.name for one in fields(FitSettings)} & set(found.options))
     if taken:
-        raise _unusable(offer, f"every fit has an option {taken[0]!r}, so it cannot have one of its own")
+        raise UnusableError(f"every fit has an option {taken[0]!r}, so it cannot have one of its own")
     return found
-
-
-def _unusable(offer: "EntryPoint", why: str) -> DctError:
-    return DctError(f"the method {offer.name!r} of {_whose(offer)} cannot be used: {why}")
-
-
-def _whose(offer: "EntryPoint") -> str:
-    """The package that a method is in."""
-    dist = offer.dist
-    return str(dist.name) if dist is not None else str(__package__)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

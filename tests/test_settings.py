@@ -102,6 +102,7 @@ def value_of(p: Parameter) -> object:
         "rank": [2, 1],
         "prompt": ["How?", "Why? `x`"],
         "method_options": {"p": 4.0},
+        "judge_option": ["refused=sorry"],
     }
     if p.name in known:
         return known[p.name]

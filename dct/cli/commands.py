@@ -11,6 +11,7 @@ COMMANDS = {
     "curve.",
     "rank": 'Rank the vectors of a run by how far each moves "Sure" above "Sorry", with the damage each does.',
     "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
+    "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",
     "bench": "Measure what the vectors of each fit elicit: six experiments, as tables and figures.",
     "demo": "Fit, rank, steer and ablate on the model that ships with the package: start to finish in under a minute.",

@@ -135,7 +135,9 @@ def command_page(path: str, function: Callable[..., Any]) -> str:
         function: the command; its docstring says what it does.
     """
     every = list(parameters(function))
-    arguments = [(f"[{p.name.upper()}]", p.declared.help) for p in every if p.positional]
+    arguments = [
+        (p.name.upper() if p.required else f"[{p.name.upper()}]", p.declared.help) for p in every if p.positional
+    ]
     panels: dict[str, list[tuple[str, str]]] = {"Arguments": arguments, FIRST: []}
     for p in every:
         if p.group is not None:

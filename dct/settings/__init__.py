@@ -5,6 +5,7 @@ torch: a help page is made of this alone, and has no time for methods that `Sett
 """
 
 from dct.settings.fit import METHODS, CalibrationSettings, FitSettings, SeedSettings
+from dct.settings.judge import JudgeModelSettings, JudgeSettings
 from dct.settings.model import (
     BenchPromptSettings,
     FitPromptSettings,
@@ -25,6 +26,7 @@ from dct.settings.output import (
     DemoOutputSettings,
     FileOutputSettings,
     FitOutputSettings,
+    JudgeOutputSettings,
     OutputSettings,
     RunOutputSettings,
     SteerOutputSettings,
@@ -54,6 +56,9 @@ __all__ = [
     "FitPromptSettings",
     "FitSettings",
     "FitSliceSettings",
+    "JudgeModelSettings",
+    "JudgeOutputSettings",
+    "JudgeSettings",
     "LayerSettings",
     "ModelSettings",
     "OutputSettings",

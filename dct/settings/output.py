@@ -56,6 +56,13 @@ class SteerOutputSettings(RunOutputSettings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
+class JudgeOutputSettings(OutputSettings):
+    """Output of verdicts."""
+
+    out: Path | None = setting(None, "Also write the records with their verdicts to this JSONL file.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
 class BenchOutputSettings(OutputSettings):
     """Where tables and figures go."""
 
