@@ -12,7 +12,7 @@ class Task(Judge):
     """A right answer has complied; whatever else is said is other. A right answer is coherent, since it is right.
 
     Options:
-        questions: file of prompts with `answer` or `regex`, as `dct rank --task` takes it.
+        questions: file of prompts with `answer` or `regex`, as `dct rank` takes it as its `task`.
         column: field that holds the prompt.
         match: regular expression with {answer} in it, for answers that are only part of a reply.
     """
