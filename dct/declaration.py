@@ -157,8 +157,6 @@ class Settings:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
     if isinstance(value, Mapping):
@@ -249,7 +247,7 @@ class Choice:
 
     Attributes:
         names: those to choose from, or a function that finds them.
-        told: those that a help page shows where `names` is a function that takes time.
+        shown: those that a help page shows where `names` is a function that takes time.
     """
 
     names: Sequence[str] | Callable[[], Sequence[str]]

@@ -186,7 +186,7 @@ class Derivatives:
                     self.shares = False
             try:
                 return (derivative(zeros, *inputs).detach(),)
-            except (RuntimeError, NotImplementedError) as error:
+            except RuntimeError as error:
                 if out_of_memory(error) or kind not in FORWARD_MODE:
                     raise
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0].split(" For more details")[0]

@@ -127,12 +127,10 @@ def method(name: str) -> Method:
 
 def signed(name: str | None) -> bool:
     """Whether factors that do not say so themselves, as those of old files, have a sign: by the method's name."""
-    return name not in built_in() or _made(*_own(str(name))).signed
-
-
-def _own(name: str) -> "tuple[EntryPoint, Any]":
+    if name is None or name not in built_in():
+        return True
     offer = REGISTRY.offer(name)
-    return offer, offer.load()
+    return _made(offer, offer.load()).signed
 
 
 def _made(offer: "EntryPoint", kind: Any) -> Method:

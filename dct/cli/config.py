@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from dct.cli.signature import Parameter
-from dct.declaration import Settings, key
+from dct.declaration import key
 from dct.errors import UsageError
+from dct.settings import GROUPS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,14 +58,9 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _known() -> dict[str, set[str]]:
     """Table -> the keys that any command takes from it."""
-    from dataclasses import fields
-
-    from dct import settings
-
     known: dict[str, set[str]] = {}
-    for kind in vars(settings).values():
-        if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Settings:
-            known.setdefault(kind.table, set()).update(key(one) for one in fields(kind))
+    for group in GROUPS:
+        known.setdefault(group.table, set()).update(key(one) for one in fields(group))
     return known
 
 

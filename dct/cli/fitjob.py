@@ -57,7 +57,6 @@ class FitJob:
 
     def _check(self) -> None:
         """Refuses what can be refused before the minutes that loading may take."""
-        from dct.compilation import check_choice
         from dct.fitting import check_scale
         from dct.method import method
         from dct.model import check_layers
@@ -66,7 +65,6 @@ class FitJob:
         method(options.method).own(options)
         if layers.source is not None and layers.target is not None:
             check_layers(layers.source, layers.target)
-        check_choice(layers.compile)
         if options.scale is not None:
             check_scale(options.scale)
         self.prompts = fit_prompts(self.recipe.model.model, self.recipe.prompts)

@@ -35,12 +35,11 @@ def _flag(found: re.Match[str]) -> str:
 @functools.cache
 def _flags() -> dict[str, str]:
     """Name in Python -> flag, of every option there is."""
-    from dct import settings
     from dct.cli.signature import flag_of
-    from dct.declaration import Settings, key
+    from dct.declaration import key
+    from dct.settings import GROUPS
 
-    every = (kind for kind in vars(settings).values() if isinstance(kind, type) and issubclass(kind, Settings))
-    known = {one.name: flag_of(key(one)) for group in every for one in fields(group)}
+    known = {one.name: flag_of(key(one)) for group in GROUPS for one in fields(group)}
     # What `dct.save` and `dct.ablate` call otherwise than the command that does both.
     known |= {"form": known["save_as"], "fold_norms": known["save"]}
     return known | {flag[2:].replace("-", "_"): flag for flag in known.values()}

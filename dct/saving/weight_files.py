@@ -17,23 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dct import headers
 from dct.errors import DctError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+TYPES = {name: kind for name, kind in headers.TYPES.items() if not name.startswith("F8")}
+"""Types that are read as numbers; those of eight bits are copied as they are."""
+
 NAMES = {kind: name for name, kind in TYPES.items()}
 REAL = ("F64", "F32", "F16", "BF16")
 """Types that can stand for one another; anything else (indices, codes of quantised weights) is left alone."""

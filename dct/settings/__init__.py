@@ -4,6 +4,7 @@ A group is a table of a TOML file, a panel of a help page and an argument of the
 torch: a help page is made of this alone, and has no time for methods that `Settings` has anyway.
 """
 
+from dct.declaration import Settings
 from dct.settings.fit import METHODS, CalibrationSettings, FitSettings, SeedSettings
 from dct.settings.judge import JudgeModelSettings, JudgeSettings
 from dct.settings.model import (
@@ -43,6 +44,7 @@ from dct.settings.use import (
 )
 
 __all__ = [
+    "GROUPS",
     "METHODS",
     "AblateSettings",
     "BenchOutputSettings",
@@ -80,3 +82,8 @@ __all__ = [
     "WeightSettings",
     "positions_of",
 ]
+
+GROUPS: tuple[type[Settings], ...] = tuple(
+    kind for name, kind in list(vars().items()) if name.endswith("Settings") and name != "Settings"
+)
+"""Every group of options there is."""
