@@ -5,6 +5,7 @@ are all read off the same field. Knows no option and no command line: `dct.setti
 them into flags.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
@@ -90,6 +91,8 @@ class Settings:
         table: the group's name in a TOML file and in a run's record.
         title: of its panel on a help page.
         own: it belongs to one command, so that its variables carry the table's name.
+        command: what the variables of a group's further fields carry, where only those belong to a command: `out` of
+            one is not that of another.
 
     Raises:
         UsageError: a value that an option may not have, when it is set.
@@ -98,6 +101,7 @@ class Settings:
     table: ClassVar[str]
     title: ClassVar[str]
     own: ClassVar[bool] = False
+    command: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -153,7 +157,9 @@ class Settings:
     @classmethod
     def variable(cls, one: Field) -> str:
         """The environment variable that sets an option: DCT_DTYPE, or DCT_RANK_SCALE where the group is a command's."""
-        return "_".join(["DCT", *([cls.table] if cls.own else []), key(one)]).upper()
+        home = next(kind for kind in cls.__mro__ if one.name in inspect.get_annotations(kind))
+        command = home.__dict__.get("command") or (cls.table if cls.own else "")
+        return "_".join(filter(None, ["DCT", command, key(one)])).upper()
 
 
 def _plain(value: Any) -> Any:

@@ -70,6 +70,12 @@ def test_a_variable_means_the_same_in_every_command():
     assert {variable for variable, found in meanings.items() if len(found) > 1} == set()
 
 
+def test_where_a_command_writes_is_set_by_a_variable_of_its_own():
+    out = {name: p.variable for name, function in commands() for p in parameters(function) if p.name == "out"}
+    assert out["fit"] == "DCT_FIT_OUT"
+    assert len(set(out.values())) == len(out)
+
+
 def test_help_shows_panels_choices_and_five_options_first(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     page = command_page("dct fit", dict(commands())["fit"])

@@ -29,6 +29,8 @@ class OutputSettings(Settings):
 class FitOutputSettings(OutputSettings):
     """Where a fit goes."""
 
+    command: ClassVar[str] = "fit"
+
     out: Path | None = setting(None, "Run folder.", shown="a new one under runs/")
     resume: bool = setting(False, "Go on with an interrupted fit (in its run folder, or the newest), as it was begun.")
     force: bool = setting(False, "Overwrite a run.")
@@ -38,12 +40,16 @@ class FitOutputSettings(OutputSettings):
 class RunOutputSettings(OutputSettings):
     """Output of a command that uses a run."""
 
+    command: ClassVar[str] = "run"
+
     force: bool = setting(False, "Use factors on another model than they were fitted on.")
 
 
 @dataclass(repr=False, eq=False, match_args=False)
 class FileOutputSettings(OutputSettings):
     """Output that may also go to a file."""
+
+    command: ClassVar[str] = "calibrate"
 
     out: Path | None = setting(None, "Also write the result to this file.")
 
@@ -52,6 +58,8 @@ class FileOutputSettings(OutputSettings):
 class SteerOutputSettings(RunOutputSettings):
     """Output of completions."""
 
+    command: ClassVar[str] = "steer"
+
     out: Path | None = setting(None, "Also write the completions to this JSONL file.")
 
 
@@ -59,12 +67,16 @@ class SteerOutputSettings(RunOutputSettings):
 class JudgeOutputSettings(OutputSettings):
     """Output of verdicts."""
 
+    command: ClassVar[str] = "judge"
+
     out: Path | None = setting(None, "Also write the records with their verdicts to this JSONL file.")
 
 
 @dataclass(repr=False, eq=False, match_args=False)
 class BenchOutputSettings(OutputSettings):
     """Where tables and figures go."""
+
+    command: ClassVar[str] = "bench"
 
     out: Path | None = setting(None, "Results folder.", shown="runs/bench-MODEL")
     figures: bool = setting(True, "Draw figures (needs matplotlib).")
@@ -74,5 +86,7 @@ class BenchOutputSettings(OutputSettings):
 @dataclass(repr=False, eq=False, match_args=False)
 class DemoOutputSettings(OutputSettings):
     """Where the tour goes."""
+
+    command: ClassVar[str] = "demo"
 
     out: Path = setting(Path("runs/demo"), "Run folder; an earlier demo in it is replaced.")
