@@ -22,11 +22,20 @@ DIRECTIONS = 30
 USUAL_POINTS = 4
 """Points of the curve to expect: one where the ratio stays below lambda at the limit, eight or so where it does not."""
 
+WITHIN = 0.02
+"""Relative accuracy of the response where that limits the scale."""
+
 TOLERANCE = 1e-3
 """Relative accuracy of the ratio at the solution."""
 
 FLAT = 1e-3
 """The curve has saturated when a doubling moves it by less than this fraction, three times in a row."""
+
+
+RESPONSE = 0.1
+"""The default scale is no larger than where a random direction changes the target stream by this share of its norm. The
+factors of a fit come to respond about four times as strongly; where they change much more than that, what a model says
+falls apart (docs/experiments.md, on real models)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class Calibration:
         ratio: the non-linearity ratio measured at R.
         target: lambda, the ratio that was asked for.
         curve: every (scale, ratio) pair that was measured, by ascending scale.
-        limited: the scale is the limit that was set, where the ratio is still below lambda.
+        limited: the scale is a limit that was set, where the ratio is still below lambda.
+        response: median |f(R w)| over the random directions.
     """
 
     scale: float
@@ -46,6 +56,7 @@ class Calibration:
     target: float
     curve: list[tuple[float, float]]
     limited: bool = False
+    response: float = 0.0
 
 
 def calibrate(
@@ -87,14 +98,54 @@ def calibrate(
     if not 0 < ratio < math.inf:
         raise UsageError(f"`ratio` (lambda) must be positive, got {ratio}", argument="ratio")
     d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
-    measure = _Ratio(d, directions, seed)
-    measured = measure.measured
+    return _solved(_Ratio(d, directions, seed), ratio, limit)
+
+
+def usual(
+    f: Map,
+    dim: int,
+    ratio: float | None = None,
+    *,
+    seed: int = 0,
+    batch: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Calibration:
+    """The scale of a fit that is not told one. A ratio that is asked for is reached or refused.
+
+    Left out, it is lambda = 0.5, but R is no larger than what the streams bear: than the map's `residual_norm`, where
+    it has one, so that a vector does not drown the stream that it is added to; and than where
+
+        median over random unit w of |f(R w)| = 0.1 `target_norm`,
+
+    where it has one of those, so that factors do not drown the stream that they change.
+
+    Args and errors as in `calibrate`.
+    """
+    if ratio is not None:
+        return calibrate(f, dim, ratio, seed=seed, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
+    d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
+    measure = _Ratio(d, DIRECTIONS, seed)
+    found = _solved(measure, DEFAULT_LAMBDA, getattr(f, "residual_norm", None))
+    bearable = RESPONSE * float(getattr(f, "target_norm", math.inf))
+    if not found.response > bearable > 0:
+        return found
+    scale = found.scale
+    for _ in range(20):  # close to proportional: |f(R w)| ~ R
+        if abs(measure.response(scale) / bearable - 1) <= WITHIN:
+            break
+        scale *= bearable / measure.response(scale)
+    return measure.calibration(scale, DEFAULT_LAMBDA, limited=True)
+
+
+def _solved(measure: "_Ratio", ratio: float, limit: float | None) -> Calibration:
+    """The smallest scale found at which the ratio is lambda, or the limit where it is still below."""
     if limit is not None and measure(limit) < ratio:
-        return Calibration(limit, measure(limit), ratio, sorted(measured.items()), limited=True)
-    start = limit if limit is not None else float(getattr(f, "residual_norm", 1.0))
+        return measure.calibration(limit, ratio, limited=True)
+    start = limit if limit is not None else float(getattr(measure.d.f, "residual_norm", 1.0))
     low, high = _bracket(measure, ratio, start)
-    scale = _illinois(measure, ratio, low, high)
-    return Calibration(scale, measure(scale), ratio, sorted(measured.items()))
+    return measure.calibration(_illinois(measure, ratio, low, high), ratio)
 
 
 def nonlinearity(
@@ -124,13 +175,26 @@ class _Ratio:
         if not bool((self.norms > 0).all()):
             raise CalibrationError("the map has no linear part along some random direction: give `scale` yourself", [])
         self.measured: dict[float, float] = {}
+        self.responses: dict[float, float] = {}
 
     def __call__(self, scale: float) -> float:
         if scale not in self.measured:
             # |f(R w) - R J w|^2 / |R J w|^2, then the root of its mean over w
-            gap = self.d.value(scale * self.w) - scale * self.linear
+            value = self.d.value(scale * self.w)
+            gap = value - scale * self.linear
+            self.responses[scale] = float(value.norm(dim=1).median())
             self.measured[scale] = float((gap.norm(dim=1) / (scale * self.norms)).square().mean().sqrt())
         return self.measured[scale]
+
+    def response(self, scale: float) -> float:
+        """median |f(R w)|."""
+        self(scale)
+        return self.responses[scale]
+
+    def calibration(self, scale: float, ratio: float, limited: bool = False) -> Calibration:
+        """A scale as the result, with all that was measured on the way."""
+        at = self(scale)
+        return Calibration(scale, at, ratio, sorted(self.measured.items()), limited, self.responses[scale])
 
 
 def usual_work() -> dict[str, int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dct.calibration import DEFAULT_LAMBDA, calibrate
+from dct.calibration import usual
 from dct.contents import SCALES
 from dct.derivatives import Derivatives, Map
 from dct.errors import DctError, UsageError
@@ -138,8 +138,8 @@ def found_scale(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> float:
-    """R where it was left out: calibrated at the ratio that was asked for, or at lambda = 0.5 but not above the map's
-    `residual_norm` where it has one. For a method that needs no scale, the map's `residual_norm`, or 1.
+    """R where it was left out: at the ratio that was asked for, or as `calibration.usual` has it; for a method that
+    needs no scale, the map's `residual_norm`, or 1.
 
     Raises:
         CalibrationError, DctError, NonFiniteError: as in `calibrate`.
@@ -147,10 +147,8 @@ def found_scale(
     norm = getattr(f, "residual_norm", None)
     if not method(settings.method).needs_scale:
         return float(norm or 1.0)
-    ratio = DEFAULT_LAMBDA if settings.ratio is None else settings.ratio
-    limit = norm if settings.ratio is None else None
     seed, batch = settings.seed, settings.batch
-    return calibrate(f, dim, ratio, limit=limit, seed=seed, batch=batch, dtype=dtype, device=device).scale
+    return usual(f, dim, settings.ratio, seed=seed, batch=batch, dtype=dtype, device=device).scale
 
 
 def check_scale(scale: float, f: Map | None = None) -> None:

@@ -55,6 +55,7 @@ class Slice:
         weights: of each target token in the mean, 1 / (prompts * target positions of its prompt); shape (targets,).
         unsteered: hidden_states[target](0) at every target token, prompt after prompt; shape (targets, width).
         residual_norm: median |hidden_states[source]| over all tokens, unsteered.
+        target_norm: median |hidden_states[target]| over the target tokens, unsteered.
 
     Raises:
         UsageError, DctError: layers out of order or range; no prompt, an empty one, or one shorter than `positions`;
@@ -86,6 +87,7 @@ class Slice:
         each = [torch.full((n,), 1 / (n * len(self.ids))) for n in self.target_counts]
         self.weights = torch.cat(each).to(lm.device, self.dtype)
         self.unsteered = self.streams(self._rows.unsteered)[0]
+        self.target_norm = float(self.unsteered.norm(dim=1).median())
 
     @property
     def dim(self) -> int:
@@ -126,6 +128,7 @@ class Slice:
             "prompts": self.texts,
             "tokens": self.tokens,
             "residual_norm": self.residual_norm,
+            "target_norm": self.target_norm,
         }
 
     # --- the map ---

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dct
-from dct.calibration import nonlinearity, random_directions
+from dct.calibration import nonlinearity, random_directions, usual
 
 F64 = torch.float64
 
@@ -52,6 +53,24 @@ def test_a_saturating_curve_says_what_it_reaches():
     with pytest.raises(dct.CalibrationError, match=r"reaches 0\.2 at scale .*`ratio=0\.18`") as caught:
         dct.calibrate(f, 4, 0.5)
     assert max(r for _, r in caught.value.curve) == pytest.approx(0.2, rel=1e-2)
+
+
+def test_left_out_the_scale_is_within_what_the_streams_bear():
+    """f(x) = 2 x + |x|^2 x: ratio R^2 / 2, so R = 1 at lambda = 0.5; |f(R w)| = 2 R + R^3, 0.5 at R = 0.2423."""
+    f = lambda x: 2 * x + x.square().sum(1, keepdim=True) * x  # noqa: E731
+    assert usual(f, 5, dtype=F64).scale == pytest.approx(1.0, rel=2e-3)
+    f.target_norm = 5.0
+    found = usual(f, 5, dtype=F64)
+    root = float(np.roots([1, 0, 2, -0.5]).real[-1])
+    assert found.scale == pytest.approx(root, rel=0.02)
+    assert found.response == pytest.approx(0.5, rel=0.02)
+    assert found.limited
+    assert found.ratio == pytest.approx(found.scale**2 / 2, rel=1e-6)
+    assert usual(f, 5, 0.5, dtype=F64).scale == pytest.approx(1.0, rel=2e-3)  # asked for
+    f.residual_norm = 0.1
+    assert usual(f, 5, dtype=F64).scale == 0.1
+    f.target_norm = 1e9
+    assert usual(f, 5, dtype=F64).scale == 0.1
 
 
 def test_a_limit_is_the_scale_where_the_ratio_is_still_below_lambda_there():

@@ -1,6 +1,7 @@
 """The six fits and their strengths, against planted maps and dense float64 algebra."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import normalize
 
 import dct
 from dct.calibration import random_directions
+from dct.fits.shared.iteration import damped
 from dct.fits.shared.orthogonalisation import orthogonalized
 from dct.fits.shared.strengths import gram, strengths
 from dct.job import State
@@ -293,7 +295,7 @@ def test_the_first_exponential_iteration_climbs_the_norm_of_the_response():
     torch.testing.assert_close(kept[0].V, normalize(gradient, dim=1))
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.4])
+@pytest.mark.parametrize("beta", [1.0, 0.4, None])
 def test_iterations_one_by_one_are_those_of_one_fit(beta):
     planted = PlantedExponential(10, 4, 3)
     options = {"factors": 5, "scale": 2.0, "beta": beta, "dtype": F64}
@@ -317,6 +319,56 @@ def test_beta_mixes_in_the_old_factor():
         )  # fmt: skip
     torch.testing.assert_close(part[0].V, normalize(0.3 * whole[0].V + 0.7 * V, dim=1))
     torch.testing.assert_close(part[0].U, normalize(0.3 * whole[0].U + 0.7 * U, dim=1))
+
+
+def bounded(width: int, gain: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Three residual blocks that read their stream through a norm: what the length of a vector does is bounded, so the
+    gradient at R v is nearly orthogonal to v."""
+    g = torch.Generator().manual_seed(0)
+    A, B, C = (torch.randn(width, width, generator=g, dtype=F64) / width**0.5 for _ in range(3))
+    h = torch.randn(width, generator=g, dtype=F64)
+
+    def stream(x: torch.Tensor) -> torch.Tensor:
+        for M, N in ((A, B), (B, C), (C, A)):
+            x = x + gain * torch.tanh(3 * width**0.5 * normalize(x, dim=-1) @ M.T) @ N.T
+        return x
+
+    def f(theta: torch.Tensor) -> torch.Tensor:
+        return stream(h + theta) - stream(h)
+
+    f.target_norm = float(stream(h).norm())
+    return f
+
+
+@pytest.mark.parametrize(("gain", "scale"), [(1.0, 8.0), (2.0, 2.0), (4.0, 4.0)])
+def test_damping_settles_what_wanders_and_gains_by_it(gain, scale):
+    f = bounded(24, gain)
+    options = {"factors": 8, "scale": scale, "iterations": 20, "dtype": F64}
+    wandering, settled = dct.fit(f, 24, beta=1.0, **options), dct.fit(f, 24, **options)
+    assert wandering.objective[-1, 2] > 0.7
+    assert wandering.info["settled"] is False
+    assert settled.objective[-1, 2] < 0.1
+    assert settled.info["settled"] is True
+    assert settled.objective[-1, 0] > 1.3 * wandering.objective[-1, 0]
+
+
+def test_a_share_is_halved_where_nothing_is_gained_and_only_there():
+    assert damped([]) == damped([[1.0, 0.0, 0.9]]) == 1
+    assert damped([[1.0, 0.0, 0.5], [1.2, 0.0, 0.6]]) == 1  # moves further, and gains
+    assert damped([[1.0, 0.0, 0.5], [1.0, 0.0, 0.4]]) == 1  # comes to rest
+    assert damped([[1.0, 0.0, 0.5], [1.0, 0.0, 0.5]]) == 0.5
+    assert damped([[1.0, 0.0, 0.5], [1.0, 0.0, 0.5], [0.9, 0.0, 0.6]]) == 0.25
+    assert damped([[1.0, 0.0, 1e-3], [1.0, 0.0, 5e-3]]) == 1  # next to nothing
+
+
+def test_responses_are_told_as_shares_of_the_target():
+    f = bounded(24, 2.0)
+    found = dct.fit(f, 24, factors=8, scale=4.0, iterations=3, dtype=F64)
+    sizes = f(4.0 * found.V.double()).norm(dim=1) / f.target_norm
+    assert found.info["of_target"] == pytest.approx([float(sizes.median()), float(sizes.max())], rel=1e-5)
+    assert found.info["exploded"] == 0
+    f.target_norm /= 100
+    assert dct.fit(f, 24, factors=8, scale=4.0, iterations=3, dtype=F64).info["exploded"] == 8
 
 
 def test_one_quadratic_iteration_by_hand():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dct.bench.records import Records, key_of
 from dct.bench.subject import Sizes, Split, Subject, split
-from dct.calibration import DEFAULT_LAMBDA, calibrate, random_directions
+from dct.calibration import random_directions, usual
 from dct.estimate import clocked
 from dct.factors import Factors
 from dct.fitting import fit, work
@@ -112,8 +112,7 @@ class Workshop:
         if s.scale is not None:
             return s.scale
         slice_ = self.slice(self.split().train[: self.sizes.fitted])
-        limit = slice_.residual_norm if s.ratio is None else None
-        return calibrate(slice_, slice_.dim, s.ratio or DEFAULT_LAMBDA, limit=limit, seed=s.seed).scale
+        return usual(slice_, slice_.dim, s.ratio, seed=s.seed).scale
 
     def factors_of(self, method: str, vectors: int) -> int:
         """Factors to learn for so many steering vectors: half where v and -v are both tried; where vectors are found

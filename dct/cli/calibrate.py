@@ -89,12 +89,10 @@ def _show(terminal: Terminal, found: "Calibration", content: dict[str, Any], mod
 def calibrated(terminal: Terminal, slice_: "Slice", asked: CalibrationSettings) -> "Calibration":
     """The calibrated scale, with a progress bar.
 
-    A lambda that was asked for is reached or refused; left out, it is 0.5 and R stays within the residual norm.
+    A lambda that was asked for is reached or refused; left out, it is 0.5 and R stays within what the streams bear.
     """
-    from dct.calibration import DEFAULT_LAMBDA, calibrate
+    from dct.calibration import usual
 
-    wanted = asked.ratio or DEFAULT_LAMBDA
-    limit = slice_.residual_norm if asked.ratio is None else None
     done = 0
     with terminal.progress("calibrating") as advance:
 
@@ -103,17 +101,23 @@ def calibrated(terminal: Terminal, slice_: "Slice", asked: CalibrationSettings) 
             done += rows
             advance("", done, max(done, 300))  # about ten points of the curve
 
-        found = calibrate(slice_, slice_.dim, wanted, limit=limit, seed=asked.seed, batch=asked.batch, on_rows=on_rows)
+        found = usual(slice_, slice_.dim, asked.ratio, seed=asked.seed, batch=asked.batch, on_rows=on_rows)
     times = found.scale / slice_.residual_norm
-    if found.limited:
-        terminal.note(
-            f"scale R = {found.scale:.4g}, the median residual norm: the non-linearity ratio is {found.ratio:.2g} "
-            f"there, below lambda = {wanted:g}, but a larger vector would drown the stream it is added to"
-        )
-    else:
+    where = f"the non-linearity ratio is {found.ratio:.2g} there, below lambda = {found.target:g}, but a larger vector"
+    if not found.limited:
         terminal.note(
             f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm, where the non-linearity ratio "
-            f"is lambda = {wanted:g} ({len(found.curve)} points)"
+            f"is lambda = {found.target:g} ({len(found.curve)} points)"
+        )
+    elif found.scale == slice_.residual_norm:
+        terminal.note(
+            f"scale R = {found.scale:.4g}, the median residual norm: {where} would drown the stream it is added to"
+        )
+    else:
+        share = found.response / slice_.target_norm
+        terminal.note(
+            f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm, where a random vector changes "
+            f"the target stream by {share:.0%} of its norm: {where} would drown that"
         )
     if times > 2:
         terminal.warn(

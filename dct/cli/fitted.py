@@ -69,6 +69,19 @@ def announce(terminal: Terminal, expected: dict[str, Any], batch: int | None) ->
         )
 
 
+def doubts(terminal: Terminal, info: dict[str, Any]) -> None:
+    """Warns of a fit that has not come to rest, and of factors that have exploded."""
+    if info.get("settled") is False:
+        terminal.warn(
+            "the factors have not settled: another run may find others; try more --iterations, or leave --beta out"
+        )
+    if info.get("exploded"):
+        terminal.warn(
+            f"{info['exploded']} of {info['factors']} factors change the target stream by more than five times its "
+            "norm: what a model says under them falls apart; try a smaller --scale"
+        )
+
+
 def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     """The last lines of a fit: its scale, how it went, how strong its factors are, where they lie."""
     from dct.fits.shared.responses import random_responses
@@ -97,6 +110,10 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
         else:
             sizes = f"strongest {best:.3g}, median {middle:.3g}; most random directions do nothing at all"
         rows.append(("response", f"{sizes}; {info['above_random']} of {len(factors)} above {null}"))
+    if "of_target" in info:
+        middle, most = info["of_target"]
+        said = f"the median factor changes the stream by {middle:.0%} of its norm, the strongest by {most:.0%}"
+        rows.append(("at target", said))
     if "informative" in info and info["informative"] < info["factors"]:
         rows.append(
             (
@@ -105,6 +122,7 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
                 "this fit knows nothing about",
             )
         )
+    doubts(terminal, info)
     rank = "dct rank" if run.folder.parent == RUNS else f"dct rank {shlex.quote(str(run.folder))}"
     rows += [
         ("took", f"{info['seconds']:.3g} s, peak memory {human_bytes(info['peak_memory'])}"),

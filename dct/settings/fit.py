@@ -66,7 +66,7 @@ class CalibrationSettings(SeedSettings):
         None,
         "Non-linearity ratio at which the scale is calibrated.",
         key="lambda",
-        shown="0.5, but R no larger than the residual norm",
+        shown="0.5, but R within what the streams bear",
         check=above_zero(),
     )
     batch: int | None = setting(None, "Vectors in one pass.", shown="what memory holds", check=counted())
@@ -92,7 +92,12 @@ class FitSettings(CalibrationSettings):
     )
     start: str = setting("projected", "Where the vectors start.", check=choice("projected", "random"))
     d_proj: int = setting(32, "Random output directions of the projected start.", check=counted())
-    beta: float = setting(1.0, "Share of the new factor in each update.", check=above_zero(1.0))
+    beta: float | None = setting(
+        None,
+        "Share of the new factor in each update; 1 is the post's.",
+        shown="1; soft halves it whenever V moves without gain",
+        check=above_zero(1.0),
+    )
     tolerance: float = setting(0.0, "Stop once V changes by less.", check=Range(0.0, 1.0))
     method_options: dict[str, bool | int | float | str] | None = setting(
         None, "Options that are the method's own, such as p=4,q=1.", shown="the method's", parse=method_options_of

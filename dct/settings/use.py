@@ -202,7 +202,7 @@ class BenchSettings(Settings):
         None,
         "Non-linearity ratio at which the scale is calibrated.",
         key="lambda",
-        shown="0.5, but R no larger than the residual norm",
+        shown="0.5, but R within what the streams bear",
         check=above_zero(),
     )
     scale: float | None = setting(None, "Steering scale R.", shown="calibrated", check=above_zero(FLOAT32))

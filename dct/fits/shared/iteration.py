@@ -2,10 +2,12 @@
 
     V <- orthogonalised V;  (V, U) <- unit rows of an update;  again
 
-A method says what the update is; the start, the loop, mixing, stopping early, resuming, outputs and strengths are here.
+A method says what the update is; here are the start, the loop, damping, stopping early, resuming, outputs, strengths.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -21,6 +23,13 @@ from dct.fits.shared.strengths import importance
 from dct.job import Job, Learned, State
 from dct.method import Method, sizes
 from dct.settings import FitSettings
+
+SLOWER, NOTHING, ASCENT = 0.9, 0.01, 1.05
+"""An iteration gets nowhere if it moves V more than so many times as far as the one before, more than next to nothing,
+and the causal importance is less than so many times what it was."""
+
+SETTLED = 0.1
+"""A fit whose last iteration changed V by no more than this has come to rest."""
 
 
 class OrthogonalisedIteration(Method):
@@ -83,6 +92,7 @@ class OrthogonalisedIteration(Method):
         job.info |= {"iterations": job.iterations, "orthogonalize": s.orthogonalize, "beta": s.beta, "start": s.start}
         job.info |= {"d_proj": s.d_proj, "random_start": job.m - known}
         V, objective = self._iterated(job, state)
+        job.info["settled"] = not objective or objective[-1][2] <= SETTLED
         return measured(job, self.kernel, lambda V: self.caused(job, V), V, objective)
 
     def _iterated(self, job: Job, state: State) -> tuple[Tensor, list[list[float]]]:
@@ -90,6 +100,7 @@ class OrthogonalisedIteration(Method):
         d, s = job.d, job.settings
         V, U = state.V.to(d.device, d.dtype), state.U.to(d.device, d.dtype)
         objective = [list(row) for row in state.objective]
+        damping = s.beta is None and s.orthogonalize != "qr"
         while len(objective) < job.iterations:
             job.begin(f"iteration {len(objective) + 1}/{job.iterations}")
             Q = orthogonalized(V, str(s.orthogonalize))
@@ -97,7 +108,8 @@ class OrthogonalisedIteration(Method):
             outputs = normalize(caused, dim=1)
             # b_l = <u_l, caused_l>
             causal, penalty = importance(self.kernel, Q, outputs, (outputs * caused).sum(1))
-            new_V, U = mixed(Q, pulled, s.beta), mixed(U, outputs, s.beta) if len(U) else outputs
+            new_V = mixed(Q, pulled, damped(objective) if damping else s.beta or 1.0)
+            U = mixed(U, outputs, s.beta) if s.beta and len(U) else outputs
             # 1 - mean over l of |<v_new, v_old>|
             change = max(0.0, 1 - float((new_V * V).sum(1).abs().mean()))
             V = new_V
@@ -106,6 +118,30 @@ class OrthogonalisedIteration(Method):
             if change < s.tolerance:
                 break
         return V, objective
+
+
+def damped(objective: Sequence[Sequence[float]]) -> float:
+    """The share beta of the new factor in the next update, where it is left to the fit: 1, halved after every iteration
+    that moved without getting anywhere,
+
+        c_k > 0.9 c_(k-1),  c_k > 0.01  and  A_k < 1.05 A_(k-1),
+
+    c the change of V and A the causal importance.
+
+    v_l <- unit(beta g_l + (1 - beta) v_l), g_l the unit gradient, is the shifted power method (T. Kolda and J. Mayo,
+    "Shifted power method for computing tensor eigenpairs", 2011): a large enough shift (1 - beta) / beta makes every
+    step an ascent. Without one, gradients at R v that are nearly orthogonal to v, as where norms bound what the length
+    of a vector does, throw v about for ever. Under `qr` the share stays 1, as in the post: there the rows behind the
+    first ones have to wander, and damped ones recover fewer planted factors (docs/experiments.md).
+
+    Args:
+        objective: (A_k, penalty, c_k) of the iterations so far; a resumed fit finds the same share in them.
+    """
+    stalls = sum(
+        moved > max(SLOWER * before[2], NOTHING) and gained < ASCENT * before[0]
+        for before, (gained, _, moved) in pairwise(objective)
+    )
+    return 0.5**stalls
 
 
 def check_state(job: Job, state: State) -> None:

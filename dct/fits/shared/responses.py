@@ -15,6 +15,10 @@ RANDOM_RESPONSES = 30
 """Random directions, at most, whose response is measured beside the factors' own."""
 
 
+EXPLODED = 5.0
+"""A factor whose response is longer than so many times the stream that it changes has exploded."""
+
+
 def random_responses(factors: int) -> int:
     """How many random directions the responses of so many factors are compared with: no more than there are of them."""
     return min(factors, RANDOM_RESPONSES)
@@ -30,7 +34,7 @@ def measured(
     """Outputs and strengths of finished input directions: u_l = unit caused(v_l), b_l = |caused(v_l)|, K alpha = b.
 
     `info` is told the median and the greatest response, those of random unit directions, and how many vectors are above
-    all of these.
+    all of these; where the map knows its `target_norm`, also both responses as shares of it, and how many exploded.
 
     Args:
         kernel: as in `gram`.
@@ -48,6 +52,12 @@ def measured(
         "random_response": [float(null.median()), float(null.max())],
         "above_random": int((responses > null.max()).sum()),
     }
+    target = getattr(job.d.f, "target_norm", None)
+    if target:
+        job.info |= {
+            "of_target": [float(responses.median()) / target, float(responses.max()) / target],
+            "exploded": int((responses > EXPLODED * target).sum()),
+        }
     rows = torch.tensor(objective, dtype=torch.float64).reshape(-1, 3)
     # <unit c, c> = |c|
     return solved(kernel, V, normalize(outputs, dim=1), responses, rows)
