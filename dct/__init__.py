@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dct.model import LanguageModel
     from dct.ranking import Ranking, rank
     from dct.saving import Saved, save
+    from dct.selection import Selection, select
     from dct.slice import Slice
     from dct.steering import steer
     from dct.writers import Writer, residual_writers
@@ -41,6 +42,7 @@ _HOMES = {
     "NonFiniteError": "errors",
     "Ranking": "ranking",
     "Saved": "saving",
+    "Selection": "selection",
     "Slice": "slice",
     "UsageError": "errors",
     "Writer": "writers",
@@ -54,6 +56,7 @@ _HOMES = {
     "rank": "ranking",
     "residual_writers": "writers",
     "save": "saving",
+    "select": "selection",
     "steer": "steering",
 }
 
@@ -66,6 +69,7 @@ __all__ = [
     "NonFiniteError",
     "Ranking",
     "Saved",
+    "Selection",
     "Slice",
     "UsageError",
     "Writer",
@@ -80,6 +84,7 @@ __all__ = [
     "rank",
     "residual_writers",
     "save",
+    "select",
     "steer",
 ]
 
