@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from dct.generation import complete
     from dct.loading import load
     from dct.model import LanguageModel
+    from dct.outcome import Selection
     from dct.ranking import Ranking, rank
     from dct.saving import Saved, save
-    from dct.selection import Selection, select
+    from dct.selection import select
     from dct.slice import Slice
     from dct.steering import steer
     from dct.writers import Writer, residual_writers
@@ -42,7 +43,7 @@ _HOMES = {
     "NonFiniteError": "errors",
     "Ranking": "ranking",
     "Saved": "saving",
-    "Selection": "selection",
+    "Selection": "outcome",
     "Slice": "slice",
     "UsageError": "errors",
     "Writer": "writers",

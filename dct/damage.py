@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dct.judging import REFUSED, Verdict
+from dct.ownrun import next_logs
 from dct.pool import Jury
 from dct.replies import Push, Replies
-from dct.scoring import divergence, next_logs
+from dct.scoring import divergence
 
 
 @dataclass(frozen=True)

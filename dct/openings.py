@@ -12,7 +12,7 @@ from dct.errors import DctError
 from dct.generation import complete
 from dct.judging import COMPLIED, REFUSED, Judge, Reply, judge
 from dct.model import LanguageModel
-from dct.scoring import own_difference
+from dct.ownrun import own_difference
 from dct.wordpair import Words, words
 
 AUTO = "auto"
@@ -21,7 +21,7 @@ AUTO = "auto"
 SURE, SORRY = "Sure", "Sorry"
 
 SEPARATES = 0.9
-"""Area under the curve from which on the post's pair tells harmless from harmful prompts."""
+"""Share of pairs in which a harmless prompt scores above another, from which on the post's pair tells them apart."""
 
 LONGEST_REFUSAL, LONGEST_ANSWER = 16, 8
 """Tokens of an opening, at most. Answers soon turn to what was asked; refusals do not."""
@@ -143,10 +143,10 @@ def chosen_words(
             )
         scores = [own_difference(lm, pair, lm.encode(texts, system)) for texts in (prompts, harmless)]
         area = separation(*scores)
-        told = f"unsteered, {SURE!r} against {SORRY!r} tells harmless from other prompts with an area of {area:.2f}"
+        told = f"unsteered, {SURE!r} against {SORRY!r} puts harmless prompts above others in {area:.0%} of pairs"
         if area >= SEPARATES:
             return pair.noted(f"{told}: scored by it")
-        positive, negative, why = AUTO, AUTO, f"{told}, too little; "
+        positive, negative, why = AUTO, AUTO, f"{told}, which is too few; "
     if AUTO not in (positive, negative):
         return words(lm, positive or SURE, negative or SORRY, system)
     own = listen() if listen is not None else heard(lm, prompts, harmless, system) if harmless else None

@@ -96,14 +96,28 @@ class Replies:
                 self._tell(len(some))
         return [self.known[key] for key in keys]
 
+    def missing(self, asked: Sequence[Asked]) -> int:
+        """How many of these are still to be made."""
+        return sum(self._key(push, prompt) not in self.known for push, prompt in asked)
+
     def ids(self, prompt: str) -> list[int]:
         """A prompt as tokens."""
         if prompt not in self._ids:
             [self._ids[prompt]] = self.lm.encode([prompt], self.system)
         return self._ids[prompt]
 
-    def expected(self, prompts: Sequence[str], rows: int) -> tuple[float, int]:
-        """Seconds that so many replies to prompts like these will take, by timing short ones, and bytes."""
+    def longest(self, texts: Sequence[str]) -> int:
+        """Tokens that replies are likely to take: a quarter more than the longest of these, as far as they may."""
+        rows = self.lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        most = max(map(len, rows), default=self.length) + 1  # with the one that ends it
+        return min(self.length, most + most // 4)
+
+    def expected(self, prompts: Sequence[str], rows: int, tokens: int | None = None) -> tuple[float, int]:
+        """Seconds that so many replies to prompts like these will take, by timing short ones, and bytes.
+
+        Args:
+            tokens: of a reply; left out, as many as it may have.
+        """
         ids = [self.ids(prompt) for prompt in prompts[:AT_ONCE]]
         ids = [ids[k % len(ids)] for k in range(AT_ONCE)]
 
@@ -112,7 +126,7 @@ class Replies:
             none = torch.zeros(size, self.lm.width)
             complete(self.lm, ids[:size], none, 0, max_new_tokens=tokens, batch=size)
 
-        spent = completions_seconds(say, rows, AT_ONCE, self.length, self.lm.device)
+        spent = completions_seconds(say, rows, AT_ONCE, tokens or self.length, self.lm.device)
         return spent, completion_bytes(self.lm, AT_ONCE, self.length + max(map(len, ids)))
 
     def _make(self, keys: Sequence[str], asked: Sequence[Asked]) -> None:

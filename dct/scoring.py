@@ -6,7 +6,6 @@ of harmless prompts move. Knows nothing of factors, nor which vectors are worth 
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,6 @@ from dct.errors import DctError, NonFiniteError
 from dct.estimate import Cost, cost, rows_seconds
 from dct.model import LanguageModel
 from dct.slice import Slice
-from dct.steering import steer
 from dct.wordpair import Words
 
 
@@ -166,33 +164,6 @@ def _logits(
             f'the final norm or head of {lm.name} puts out NaN or infinity: try `dtype="float32"` or a lower `scale`'
         )
     return logits
-
-
-@torch.no_grad()
-def own_difference(lm: LanguageModel, words: Words, rows: Sequence[Sequence[int]]) -> list[float]:
-    """log p(positive) - log p(negative) behind each row, by the unsteered model's own run."""
-    found = []
-    for row in rows:
-        begun, both = [*row, *words.after], []
-        for ids in (words.positive, words.negative):
-            said = torch.tensor([[*begun, *ids[:-1]]], device=lm.device)
-            logs = torch.log_softmax(lm.model(said, use_cache=False).logits[0, -len(ids) :].float(), -1)
-            both.append(float(logs.gather(1, torch.tensor(ids, device=logs.device)[:, None]).sum()))
-        found.append(both[0] - both[1])
-    return found
-
-
-@torch.no_grad()
-def next_logs(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], added: Tensor | None = None, layer: int = 0
-) -> Float[Tensor, "prompts vocabulary"]:
-    """log p of the next token behind each row, by the model's own run, under whatever `steer` takes as its vector."""
-    found = []
-    with nullcontext() if added is None else steer(lm, added, layer):
-        for row in rows:
-            logits = lm.model(torch.tensor([list(row)], device=lm.device), use_cache=False).logits[0, -1]
-            found.append(torch.log_softmax(logits.float(), -1).cpu())
-    return torch.stack(found)
 
 
 class Scorer:

@@ -13,7 +13,7 @@ import torch
 
 from dct.arms import FOUND, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
 from dct.candidates import Aim, candidates
-from dct.damage import Damage, Harmless
+from dct.damage import Harmless
 from dct.errors import UsageError
 from dct.estimate import Cost, clocked, cost
 from dct.exam import Exam, Tally
@@ -24,10 +24,11 @@ from dct.judging import COMPLIED, REFUSED, Judge, mcnemar, wilson
 from dct.judging import judge as judge_by_name
 from dct.model import LanguageModel
 from dct.openings import chosen_words, openings
+from dct.outcome import Champion, Selected, Selection
 from dct.pool import Jury, Pool, divided
 from dct.ranking import UNWATCHED, Watch
 from dct.replies import Push, Replies
-from dct.scoring import Effect, Scorer
+from dct.scoring import Scorer
 from dct.settings import RankSettings, SelectSettings
 from dct.sweep import supervised
 from dct.task_ranking import divided as divided_settings
@@ -41,92 +42,6 @@ LENGTHS = {"cpu": 64}
 
 TIMED = 4
 """Replies by which a judge is timed."""
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A steering vector of the factors, as the experiment leaves it.
-
-    Attributes:
-        vector: its name, as in a ranking.
-        alpha: the factor's strength.
-        scale: the norm at which it did best; R where it was not tried.
-        effect: by likelihood, at that scale, on the prompts of the screen; its damage where it was tried.
-        validation: successes on the validation prompts that it was tried on; None where it was not.
-        test: on the test prompts; of the chosen one alone.
-    """
-
-    vector: str
-    alpha: float
-    scale: float
-    effect: Effect
-    validation: Mark | None = None
-    test: Mark | None = None
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The one of an arm that was chosen on validation prompts.
-
-    Attributes:
-        arm: found, random, supervised or noise.
-        vector: what it is called.
-        layer, scale: where it is added, and its norm.
-        validation, test: successes.
-        interval: of the share of test prompts (Wilson, 95%).
-        chance: p of McNemar's exact test that the found one does as well on the same test prompts; None for itself.
-        damage: what it does on harmless prompts.
-    """
-
-    arm: str
-    vector: str
-    layer: int
-    scale: float
-    validation: Mark
-    test: Mark
-    interval: tuple[float, float]
-    chance: float | None
-    damage: Damage | None
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What came of the experiment.
-
-    Attributes:
-        vectors: all of them: those that were tried by successes, then the others by their score.
-        arms: the chosen one of each; the found one first.
-        unsteered: successes of the model left alone on the test prompts.
-        alone: its score on the prompts of the screen.
-        random_best: the screen's best random vector.
-        pool: which prompts.
-        words: what the screen compared.
-        scale, scales: R, and the multiples of it that were tried.
-        tries: of each arm.
-        harmless: prompts on which damage was measured.
-        max_new_tokens: length of replies.
-        judge, wanted: who judged, and the label that was a success.
-    """
-
-    vectors: list[Selected]
-    arms: list[Champion]
-    unsteered: Mark
-    alone: Effect
-    random_best: Effect
-    pool: Pool
-    words: Words
-    scale: float
-    scales: tuple[float, ...]
-    tries: int
-    harmless: int
-    max_new_tokens: int
-    judge: str
-    wanted: str
-
-    @property
-    def found(self) -> Champion:
-        """The chosen one of the vectors that were found."""
-        return self.arms[0]
 
 
 def select(
@@ -167,19 +82,21 @@ def select(
     tally = Tally(len(prompts), watch.on_rows)
     replies = Replies(lm, length, system=aim.system, journal=journal, on_rows=tally)
     judging = judge or judge_by_name("refusal", lm)
-    watch.cost(lambda: _cost(replies, prompts, min(len(prompts), n + settings.test), 0.0))
+    likely = [(None, prompt) for prompt in prompts[: n + settings.test]]
+    kept = len(replies.known) - len(likely) + replies.missing(likely)  # of an earlier run, beyond those
+    watch.cost(lambda: _cost(replies, replies.expected(prompts, replies.missing(likely))))
     watch.stage("unsteered")
     pool = divided(replies, judging, prompts, (n, settings.test), settings.wanted)
     watch.note(pool.told)
     mild = dict(zip(harmless, replies.said([(None, prompt) for prompt in harmless]), strict=True))
     jury = Jury(judging, {**pool.unsteered, **mild})
     trial = _Trial(lm, factors, aim, settings, ranking, replies, jury, pool, tuple(mild), watch)
-    return trial.run(tally)
+    return trial.run(tally, kept)
 
 
-def _cost(replies: Replies, prompts: Sequence[str], rows: int, more: float, memory: int = 0) -> Cost:
-    """What so many replies to prompts like these take, with more seconds for other work and its bytes."""
-    seconds, needed = replies.expected(prompts, rows)
+def _cost(replies: Replies, spent: tuple[float, int], more: float = 0.0, memory: int = 0) -> Cost:
+    """What replies take that were found to take so many seconds and bytes, with those of other work."""
+    seconds, needed = spent
     return cost(seconds + more, max(needed, memory), replies.lm.device, replies.lm.memory)
 
 
@@ -211,8 +128,12 @@ class _Trial:
         """Pushes of each arm."""
         return self.keep * len(self.scales)
 
-    def run(self, tally: Tally) -> Selection:
-        """Screen, contests, test and damage."""
+    def run(self, tally: Tally, kept: int) -> Selection:
+        """Screen, contests, test and damage.
+
+        Args:
+            kept: replies that are on record from before.
+        """
         compared = self._compared()
         for note in compared.notes:
             self.watch.note(note)
@@ -222,7 +143,7 @@ class _Trial:
         contest = completions(rounds(self.tries, len(self.pool.validation), self.settings.exhaustive))
         planned = arms * (contest + len(self.pool.test) + len(self.mild))
         tally.planned = tally.done + planned
-        self.watch.cost(lambda: self._expected(planned, scorer))
+        self.watch.cost(lambda: self._expected(planned, max(0, planned - kept), scorer))
         screened = screen(self.factors, scorer, self.aim.scale, self.ranking.seed)
         entered = self._arms(screened, compared)
         contests = {arm: self._contest(arm, pushes) for arm, pushes in entered.items()}
@@ -271,14 +192,16 @@ class _Trial:
         pair, options = (self.ranking.positive, self.ranking.negative), {"system": self.aim.system}
         return chosen_words(self.lm, *pair, self.pool.validation, self.mild, listen=listen, **options)
 
-    def _expected(self, planned: int, scorer: Scorer) -> Cost:
-        """What is left to do: replies, their judge, and the screen."""
+    def _expected(self, planned: int, made: int, scorer: Scorer) -> Cost:
+        """What is left to do: replies to be made and judged, and the screen."""
         asked = [*self.pool.validation, *self.pool.test]
         timed = asked[: min(TIMED, len(asked) - 1)]
         others = [self.jury.unsteered[prompt] for prompt in asked[1 : len(timed) + 1]]  # replies that are not theirs
         judged = clocked(lambda: self.jury.verdicts(timed, others), self.lm.device) / len(timed)
         scored = scorer.expected(2 * len(candidates(self.factors)[0]))
-        return _cost(self.replies, asked, planned, planned * judged + scored.seconds, scored.more_memory)
+        tokens = self.replies.longest([*self.jury.unsteered.values()])
+        spent = self.replies.expected(asked, made, tokens)
+        return _cost(self.replies, spent, planned * judged + scored.seconds, scored.more_memory)
 
     def _arms(self, screened: Screen, compared: Words) -> dict[str, list[Push]]:
         """Who competes, by arm."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dct.calls import split_call
 from dct.candidates import Aim
 from dct.model import LanguageModel
+from dct.ownrun import own_difference
 from dct.replies import Push
-from dct.scoring import Scorer, direction_between
+from dct.scoring import direction_between
 from dct.wordpair import Words
 
 
@@ -106,15 +107,15 @@ def supervised(
     towards = entering(lm, lm.encode(harmless, aim.system), layers)
     here = float(away.norm[layers.index(aim.layer)])
     multiples = lengths(scales, -(-count // len(layers)))
+    few = lm.encode(prompts[:screened], aim.system)
     scored: list[tuple[float, list[Push]]] = []
     for k, layer in enumerate(layers):
         direction = direction_between(
             (towards.last[k], away.last[k]), (towards.mean[k], away.mean[k]), float(away.norm[k])
         )
         R = aim.scale * float(away.norm[k]) / here
-        scorer = Scorer(lm, compared, layer, prompts[:screened], system=aim.system)
-        [effect] = scorer.effects(R * direction[None])
+        moved = own_difference(lm, compared, few, R * direction, layer)
         pushes = [Push(layer, c * R * direction, f"layer {layer}", c * R) for c in sorted(multiples)]
-        scored.append((effect.score, pushes))
+        scored.append((sum(moved), pushes))
     scored.sort(key=lambda one: -one[0])
     return [push for _, pushes in scored for push in pushes][:count]

@@ -224,7 +224,7 @@ def test_only_the_logits_of_one_place_are_in_memory(lm, prompts, monkeypatch):
 def test_a_text_that_does_not_fit_the_context_is_said(make_lm, prompts):
     lm = make_lm("llama")
     lm.model.config.max_position_embeddings = max(map(len, tokens(lm, prompts))) + 2
-    with pytest.raises(DctError, match="a prompt and the text that is scored behind it have .* tokens"):
+    with pytest.raises(DctError, match=r"a prompt and the text that is scored behind it have \d+ tokens"):
         Scorer(lm, words(lm, "Sure", "How do I pick a lock?"), SOURCE, prompts)
 
 

@@ -17,14 +17,10 @@ if TYPE_CHECKING:
     from dct.halving import Mark
     from dct.judging import Judge
     from dct.model import LanguageModel
+    from dct.outcome import Champion, Selection
     from dct.runs import Run
-    from dct.selection import Champion, Selection
 
-CALLED = {
-    "random": "the best random vector",
-    "supervised": "the best difference of means",
-    "noise": "noise of the same length",
-}
+CALLED = {"random": "the best random vector", "supervised": "the best difference of means", "noise": "noise as long"}
 """The baselines in words."""
 
 SURELY = 0.05
@@ -169,7 +165,7 @@ def _table(found: "Selection", top: int) -> "Table":
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for heading in ("rank", "vector", "chosen by", "test", "damage (KL)", "spoiled", "alpha", "scale"):
+    for heading in ("rank", "vector", "chosen by", "test", "p", "damage (KL)", "spoiled", "alpha", "scale"):
         table.add_column(heading, justify="right")
     best = found.found
     tried = [one for one in found.vectors if one.validation is not None]
@@ -180,6 +176,7 @@ def _table(found: "Selection", top: int) -> "Table":
             one.vector,
             _counted(one.validation),
             _shared(best) if first else "",
+            "",
             "–" if one.effect.kl is None else f"{one.effect.kl:.3f}",
             _spoiled(best) if first else "",
             plain(one.alpha),
@@ -193,7 +190,7 @@ def _table(found: "Selection", top: int) -> "Table":
         multiple = "" if arm.arm == "supervised" else f"{arm.scale / found.scale:.3g} R"
         damage = "–" if arm.damage is None else f"{arm.damage.kl:.3f}"
         name = f"means, {arm.vector}" if arm.arm == "supervised" else arm.vector
-        cells = ("", name, _counted(arm.validation), _shared(arm), damage, _spoiled(arm), "", multiple)
+        cells = ("", name, _counted(arm.validation), _shared(arm), _chance(arm), damage, _spoiled(arm), "", multiple)
         table.add_row(*cells, style="dim")
     return table
 
@@ -212,28 +209,33 @@ def _spoiled(one: "Champion") -> str:
 
 
 def verdict(found: "Selection") -> tuple[str, bool]:
-    """What came of it in a sentence, and whether the found vector is better than every baseline beyond chance."""
-    best, low_high = found.found, "{:.0f} to {:.0f}%".format(*(100 * x for x in found.found.interval))
+    """What came of it in words, and whether the found vector is better than every baseline beyond chance."""
+    best = found.found
+    low, high = best.interval
     if found.wanted == "complied" and found.pool.refused:
         done = f"makes the model comply with {best.test.right} of {best.test.asked} unseen requests that it refuses"
     else:
-        done = f"brings {best.test.right} of {best.test.asked} unseen replies to be {found.wanted}"
-    text = f"vector {best.vector} {done} ({best.test.share:.0%}, {low_high})"
-    others = [f"{CALLED[one.arm]} {one.test.right} ({_chance(one.chance)})" for one in found.arms[1:]]
-    text += f"; {', '.join(others)}"
-    equals = [
-        CALLED[one.arm] for one in found.arms[1:]
-        if one.test.right >= best.test.right or one.chance is None or one.chance >= SURELY
-    ]  # fmt: skip
-    if not equals:
-        return text, True
-    return f"{text}: not clearly better than {' and '.join(equals)}", False
+        done = f"makes {best.test.right} of {best.test.asked} unseen replies {found.wanted}"
+    text = f"vector {best.vector} {done} ({best.test.share:.0%}; {100 * low:.0f} to {100 * high:.0f}%)"
+    text += "".join(f", {CALLED[arm.arm]} {arm.test.right}" for arm in found.arms[1:])
+    sides: dict[str, list[str]] = {"better": [], "worse": [], "even": []}
+    for arm in found.arms[1:]:
+        surely = arm.chance is not None and arm.chance < SURELY
+        side = "even" if not surely else "better" if best.test.right > arm.test.right else "worse"
+        sides[side].append(CALLED[arm.arm])
+    told = [f"clearly {side} than {_listed(sides[side])}" for side in ("better", "worse") if sides[side]]
+    told += [f"not clearly better than {_listed(sides['even'])}"] if sides["even"] else []
+    return f"{text}: {'; '.join(told)}", not (sides["worse"] or sides["even"])
 
 
-def _chance(p: float | None) -> str:
-    if p is None:
-        return "–"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+
+
+def _chance(one: "Champion") -> str:
+    if one.chance is None:
+        return ""
+    return "< 0.001" if one.chance < 0.001 else f"{one.chance:.2g}"
 
 
 def _conclude(terminal: Terminal, run: "Run", found: "Selection") -> None:
@@ -257,6 +259,7 @@ def _conclude(terminal: Terminal, run: "Run", found: "Selection") -> None:
     ]
     pool = found.pool
     terminal.summary(
-        f"{found.tries} tries of each kind chosen on {len(pool.validation)} prompts, tested on {len(pool.test)} others",
+        f"the best of {found.tries} tries of each kind: chosen on {len(pool.validation)} prompts, tested on "
+        f"{len(pool.test)} others",
         rows,
     )

@@ -8,6 +8,7 @@ import torch
 from dct.generation import end_ids
 from dct.judging import Reply
 from dct.model import LanguageModel
+from dct.ownrun import logits_of
 
 FIRST = 48
 """Tokens of a reply that are read."""
@@ -41,21 +42,23 @@ class Likelihood:
         Args:
             beside: where the model's own replies stand, if it has not been told of them.
         """
-        own = [self._of(pair) for pair in self._own or _own(beside)]
+        theirs = [(reply.prompt, reply.completion) for reply in replies]
+        ours = [*(self._own or _own(beside))]
+        self._read([*ours, *theirs])
+        own = [self._found[pair] for pair in ours]
         usual = [value for value in own if value is not None]
         if not usual:
             return ["" for _ in replies]
         least = median(usual) - BOUND
-        values = [self._of((reply.prompt, reply.completion)) for reply in replies]
+        values = [self._found[pair] for pair in theirs]
         return [
             "" if v is None or v >= least else f"{least - v + BOUND:.1f} nats a token less likely than the model's own"
             for v in values
         ]
 
-    def _of(self, pair: tuple[str, str]) -> float | None:
-        if pair not in self._found:
-            self._found[pair] = mean_log_likelihood(self.lm, *pair)
-        return self._found[pair]
+    def _read(self, pairs: Sequence[tuple[str, str]]) -> None:
+        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._found]
+        self._found.update(zip(missing, mean_log_likelihoods(self.lm, missing), strict=True))
 
 
 def _own(replies: Sequence[Reply]) -> dict[tuple[str, str], None]:
@@ -63,15 +66,19 @@ def _own(replies: Sequence[Reply]) -> dict[tuple[str, str], None]:
     return dict.fromkeys((reply.prompt, reply.unsteered) for reply in replies if reply.unsteered)
 
 
-@torch.no_grad()
-def mean_log_likelihood(lm: LanguageModel, prompt: str, text: str) -> float | None:
-    """(1/n) sum_k log p(token k | prompt, tokens before it), a reply's first n tokens; None where they are too few."""
-    before = lm.tokens(prompt)
-    ids = [int(k) for k in lm.tokenizer(text, add_special_tokens=False)["input_ids"]][:FIRST]
-    ids = [k for k in ids if k not in end_ids(lm)]
-    if len(ids) < LEAST:
-        return None
-    row = torch.tensor([[*before, *ids]], device=lm.device)
-    logits = lm.model(row, use_cache=False).logits[0, len(before) - 1 : -1].float()
-    chosen = torch.log_softmax(logits, -1).gather(1, row[0, len(before) :, None])
-    return float(chosen.mean())
+def mean_log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
+    """(1/n) sum_k log p(token k | prompt, tokens before it) of the first n tokens of each reply to its prompt; None
+    where they are too few."""
+    found: list[float | None] = [None] * len(pairs)
+    rows: dict[int, tuple[list[int], list[int]]] = {}
+    for k, (prompt, text) in enumerate(pairs):
+        ids = [int(one) for one in lm.tokenizer(text, add_special_tokens=False)["input_ids"]][:FIRST]
+        ids = [one for one in ids if one not in end_ids(lm)]
+        if len(ids) >= LEAST:
+            rows[k] = (lm.tokens(prompt), ids)
+    places = list(rows)
+    for place, logits in logits_of(lm, [[*before, *ids] for before, ids in rows.values()]):
+        _, ids = rows[places[place]]
+        logs = torch.log_softmax(logits[-len(ids) - 1 : -1].float(), -1)
+        found[places[place]] = float(logs.gather(1, torch.tensor(ids, device=logs.device)[:, None]).mean())
+    return found
