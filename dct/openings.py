@@ -147,10 +147,22 @@ def chosen_words(
         if area >= SEPARATES:
             return pair.noted(f"{told}: scored by it")
         positive, negative, why = AUTO, AUTO, f"{told}, which is too few; "
-    if AUTO not in (positive, negative):
-        return words(lm, positive or SURE, negative or SORRY, system)
+    first, second = SURE if positive is None else positive, SORRY if negative is None else negative
+    if AUTO not in (first, second):
+        return words(lm, first, second, system)
     own = listen() if listen is not None else heard(lm, prompts, harmless, system) if harmless else None
-    return _own_words(lm, positive or SURE, negative or SORRY, own, why, system)
+    return _own_words(lm, first, second, own, why, system)
+
+
+def known_words(lm: LanguageModel, positive: str | None, negative: str | None, system: str | None = None) -> Words:
+    """The texts as far as they are given, the post's otherwise: to see beforehand whether they can be compared.
+
+    Raises:
+        DctError: as in `words`.
+    """
+    if AUTO in (positive, negative):
+        return words(lm, SURE, SORRY, system)
+    return words(lm, SURE if positive is None else positive, SORRY if negative is None else negative, system)
 
 
 def _own_words(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dct.arms import FOUND, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
-from dct.candidates import Aim, candidates
+from dct.candidates import Aim, candidates, tries
 from dct.damage import Harmless
 from dct.errors import UsageError
 from dct.estimate import Cost, clocked, cost
@@ -23,12 +23,12 @@ from dct.journal import Journal
 from dct.judging import COMPLIED, REFUSED, Judge, mcnemar, wilson
 from dct.judging import judge as judge_by_name
 from dct.model import LanguageModel
-from dct.openings import chosen_words, openings
+from dct.openings import chosen_words, known_words, openings
 from dct.outcome import Champion, Selected, Selection
 from dct.pool import Jury, Pool, divided
 from dct.ranking import UNWATCHED, Watch
 from dct.replies import Push, Replies
-from dct.scoring import Scorer
+from dct.scoring import Contrast, Scorer
 from dct.settings import RankSettings, SelectSettings
 from dct.sweep import supervised
 from dct.task_ranking import divided as divided_settings
@@ -76,8 +76,11 @@ def select(
     if ranking.by != "score" or ranking.max_damage is not None:
         raise UsageError("completions order the vectors: leave `by` and `max_damage` out, or add `screen_only`",
                          argument="by")  # fmt: skip
-    lm.encode(prompts)  # what is wrong with one of them is said before the work
     aim = Aim.of(factors, scale=factors.scale * ranking.scale)
+    rows = lm.encode([*prompts, *harmless], aim.system)
+    # What is wrong with a prompt, a scale, the texts or the model is said before the work.
+    tries(factors.V[:1], aim.scale, ranking.scales or SCALES)
+    Contrast(lm, known_words(lm, ranking.positive, ranking.negative, aim.system), aim.layer, rows[:1])
     length = settings.max_new_tokens or LENGTHS.get(lm.device.type, 100)
     tally = Tally(len(prompts), watch.on_rows)
     replies = Replies(lm, length, system=aim.system, journal=journal, on_rows=tally)

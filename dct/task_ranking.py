@@ -247,10 +247,10 @@ class _Field:
 def _scorer(lm: LanguageModel, task: Task, harmless: Sequence[str], aim: Aim, ranking: RankSettings) -> Scorer:
     """Tells the score of two texts on the questions, which stands beside the marks, and the damage."""
     asked = [q.prompt for q in task.questions]
-    pair = (ranking.positive or SURE, ranking.negative or SORRY)
-    return Scorer(
-        lm, chosen_words(lm, *pair, asked, harmless, system=aim.system), aim.layer, asked, harmless, aim.system
-    )
+    positive = SURE if ranking.positive is None else ranking.positive
+    negative = SORRY if ranking.negative is None else ranking.negative
+    compared = chosen_words(lm, positive, negative, asked, harmless, system=aim.system)
+    return Scorer(lm, compared, aim.layer, asked, harmless, aim.system)
 
 
 def _expected(replies: Replies, validation: Task, planned: int, scorer: Scorer) -> Cost:

@@ -53,7 +53,7 @@ def rank(
     output: RunOutputSettings,
     run: Annotated[Path | None, argument(RUN_HELP)] = None,
 ) -> None:
-    """Find the vector under which the model most often does what it refuses, by judged replies, beside baselines.
+    """Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.
 
     All vectors are screened by likelihood. The best, the best of as many random ones, differences of means and noise
     then make the model reply to prompts that it refuses and the fit did not see; each is chosen on --n prompts and
