@@ -57,7 +57,7 @@ class RankSettings(Settings):
 
     positive: str | None = setting(None, BETTER, shown=f"Sure, {AUTOMATIC}")
     negative: str | None = setting(None, WORSE, shown=f"Sorry, {AUTOMATIC}")
-    by: str = setting("score", "What orders the vectors.", check=choice("score", "alpha", "kl"))
+    by: str = setting("score", "Of a screening: what orders the vectors.", check=choice("score", "alpha", "kl"))
     top: int = setting(10, "Rows to show.", check=counted(), first=True)
     scale: float = setting(1.0, "Multiplies the fitted R.", check=above_zero())
     scales: tuple[float, ...] | None = setting(
@@ -68,7 +68,7 @@ class RankSettings(Settings):
         first=True,
     )
     max_damage: float | None = setting(
-        None, "Damage (KL) above which a vector or scale comes behind all others.", check=Range(0.0, LARGE)
+        None, "Of a screening: damage (KL) above which a vector or scale comes last.", check=Range(0.0, LARGE)
     )
     seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
 
