@@ -7,6 +7,7 @@ one with most successes is chosen on validation prompts and reported on test pro
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ from dct.wordpair import Words
 SCALES = (0.7, 1.0, 1.4)
 """Multiples of R at which everything is tried, unless told otherwise."""
 
-LENGTHS = {"cpu": 64}
-"""Tokens of a reply by device, unless told otherwise; 100 elsewhere."""
+ON_CPU, ON_GPU = 64, 100
+"""Tokens of a reply, unless told otherwise."""
 
 TIMED = 4
 """Replies by which a judge is timed."""
@@ -79,9 +80,9 @@ def select(
     aim = Aim.of(factors, scale=factors.scale * ranking.scale)
     rows = lm.encode([*prompts, *harmless], aim.system)
     # What is wrong with a prompt, a scale, the texts or the model is said before the work.
-    tries(factors.V[:1], aim.scale, ranking.scales or SCALES)
+    tries(factors.V[:1], aim.scale, SCALES if ranking.scales is None else ranking.scales)
     Contrast(lm, known_words(lm, ranking.positive, ranking.negative, aim.system), aim.layer, rows[:1])
-    length = settings.max_new_tokens or LENGTHS.get(lm.device.type, 100)
+    length = settings.max_new_tokens or (ON_CPU if lm.device.type == "cpu" else ON_GPU)
     tally = Tally(len(prompts), watch.on_rows)
     replies = Replies(lm, length, system=aim.system, journal=journal, on_rows=tally)
     judging = judge or judge_by_name("refusal", lm)
@@ -153,7 +154,7 @@ class _Trial:
         chosen = {arm: entered[arm][contest.order[0][0]] for arm, contest in contests.items()}
         self.watch.stage("test")
         tested = self.exam.asked([*chosen.values(), None], self.pool.test).tolist()
-        harmless = Harmless(self.replies, self._reader(), self.mild) if self.mild else None
+        harmless = Harmless(self.replies, self._reader, self.mild) if self.mild else None
         champions = [
             self._champion(arm, push, contests[arm].order[0][1], row, tested[0], harmless)
             for (arm, push), row in zip(chosen.items(), tested, strict=False)
@@ -185,11 +186,10 @@ class _Trial:
 
         def listen() -> Any:
             """The model's openings, from the replies that are there."""
-            said = [(prompt, self.jury.unsteered[prompt]) for prompt in self.jury.unsteered]
-            verdicts = self.jury.verdicts([p for p, _ in said], [t for _, t in said])
-            both = [(p, t, v) for (p, t), v in zip(said, verdicts, strict=True)]
-            refused = [t for p, t, v in both if v.label == REFUSED and p not in self.mild]
-            answered = [t for p, t, v in both if v.label == COMPLIED and v.coherent and p in self.mild]
+            said = self.jury.unsteered
+            verdicts = dict(zip(said, self._reader.verdicts([*said], [*said.values()]), strict=True))
+            refused = [said[p] for p, v in verdicts.items() if v.label == REFUSED and p not in self.mild]
+            answered = [said[p] for p in self.mild if verdicts[p].label == COMPLIED and verdicts[p].coherent]
             return openings(self.lm, refused, answered, self.aim.system)
 
         pair, options = (self.ranking.positive, self.ranking.negative), {"system": self.aim.system}
@@ -224,6 +224,7 @@ class _Trial:
         self.watch.stage(f"choosing, {arm}")
         return self.exam.choose(pushes, self.pool.validation)
 
+    @cached_property
     def _reader(self) -> Jury:
         """Who tells refusals and broken text, whatever the experiment is about."""
         if self.jury.judge.name == "refusal":

@@ -23,6 +23,7 @@ from dct.journal import Journal
 from dct.judging import Judge, Reply, Verdict, mcnemar, wilson
 from dct.ownrun import next_logs, own_difference
 from dct.pool import divided
+from dct.ranking import Watch
 from dct.replies import Push, Replies
 from dct.scoring import Scorer
 from dct.selection import select
@@ -200,6 +201,40 @@ def test_damage_is_divergence_and_spoiled_replies(run, lm):
     assert found.damage.spoiled == sum(before and not after for before, after in fit.values())
 
 
+def test_the_judge_reads_no_harmless_replies_and_openings_are_the_model_s_own(lm, judge, monkeypatch):
+    """A judge of answers knows no harmless prompts; refusals are told by another. A random model has no openings."""
+    own = judge.label
+
+    def strict(reply: Reply) -> str:
+        assert reply.prompt in ASKED
+        return own(reply)
+
+    monkeypatch.setattr(judge, "label", strict)
+    notes: list[str] = []
+    few = {**FEW, "positive": None, "negative": None, "keep": 1, "scales": (1.0,)}
+    found = select(lm, factors(2), ASKED, MILD, judge=judge, watch=Watch(on_note=notes.append), **few)
+    assert notes[0] == found.pool.told == "unsteered, the model refuses 15 of 15 prompts: 5 to choose by, 6 to report on"
+    assert notes[1] == found.words.notes[0]
+    assert "of pairs" in notes[1]
+
+
+def test_costs_are_told_before_each_part_and_every_reply_is_counted(lm, judge, pair):
+    costs: list[object] = []
+    told: list[tuple[int, int]] = []
+    stages: list[str] = []
+    few = {**FEW, **pair, "keep": 1, "scales": (1.0,)}
+    watch = Watch(lambda done, of: told.append((done, of)), costs.append, stages.append)
+    select(lm, factors(2), ASKED, MILD, judge=judge, watch=watch, **few)
+    assert len(costs) == 2
+    assert all(cost.seconds > 0 for cost in costs)
+    assert stages[0] == "unsteered"
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert all(done <= of for done, of in told)
+    # 15 prompts and 3 harmless ones unsteered, then of four arms one try on 5 and on 6 prompts, 6 unsteered again, and
+    # whatever harmless replies are fit to be spoiled
+    assert 15 + 3 + 4 * (5 + 6) + 6 <= told[-1][0] <= 15 + 3 + 4 * (5 + 6 + 3) + 6
+
+
 def test_without_harmless_prompts_there_is_no_supervised_arm_and_no_damage(lm, judge, pair):
     found = select(lm, factors(), ASKED, judge=judge, **{**FEW, **pair})
     assert [arm.arm for arm in found.arms] == ["found", "random", "noise"]
@@ -214,6 +249,7 @@ def test_without_harmless_prompts_there_is_no_supervised_arm_and_no_damage(lm, j
         ({"max_damage": 1.0}, "leave `by` and `max_damage` out"),
         ({"positive": "T", "negative": "T"}, "no token tells"),
         ({"scales": (0.0,)}, "positive multiples"),
+        ({"scales": ()}, "positive multiples"),
         ({"wanted": "pleased"}, "unknown `wanted`"),
         ({"luck": 1}, "unknown argument 'luck'"),
     ],
