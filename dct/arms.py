@@ -49,10 +49,9 @@ class Screen:
     def pushes(self, arm: str, keep: int, aim: Aim, scales: Sequence[float]) -> list[Push]:
         """The best of the found or of the random vectors at every scale: a better vector before another, and of one
         vector the shorter push before the longer, which does more damage."""
-        effects, directions = (
-            (self.effects, self.directions) if arm == FOUND else (self.null_effects, self.null)
-        )  # fmt: skip
-        names = self.names if arm == FOUND else [f"random {k}" for k in range(len(directions))]
+        effects, directions, names = self.effects, self.directions, self.names
+        if arm == RANDOM:
+            effects, directions, names = self.null_effects, self.null, [f"random {k}" for k in range(len(self.null))]
         return [
             Push(aim.layer, c * aim.scale * directions[k], names[k], c * aim.scale)
             for k in _highest(effects)[:keep]

@@ -213,7 +213,8 @@ def test_the_judge_reads_no_harmless_replies_and_openings_are_the_model_s_own(lm
     notes: list[str] = []
     few = {**FEW, "positive": None, "negative": None, "keep": 1, "scales": (1.0,)}
     found = select(lm, factors(2), ASKED, MILD, judge=judge, watch=Watch(on_note=notes.append), **few)
-    assert notes[0] == found.pool.told == "unsteered, the model refuses 15 of 15 prompts: 5 to choose by, 6 to report on"
+    assert notes[0] == found.pool.told
+    assert notes[0] == "unsteered, the model refuses 15 of 15 prompts: 5 to choose by, 6 to report on"
     assert notes[1] == found.words.notes[0]
     assert "of pairs" in notes[1]
 

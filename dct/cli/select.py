@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dct.cli.costs import announce, as_estimate
 from dct.cli.terminal import Terminal, escape, plain
+from dct.lock import held
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import RankSettings, SelectSettings
 
@@ -51,7 +52,7 @@ def run_select(
     reading = factors if system is None else replace(factors, info={**factors.info, "system": system})
     costs: list[Cost] = []
     began = time.monotonic()
-    with terminal.progress("asking", unit="replies") as advance:
+    with held(run.folder), terminal.progress("asking", unit="replies") as advance:
         found = _selected(terminal, run, reading, lm, prompts, options, settings, judge, (n, costs, advance))
     content = {
         "by": "judged",
