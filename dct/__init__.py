@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from dct.generation import complete
     from dct.loading import load
     from dct.model import LanguageModel
+    from dct.outcome import Selection
     from dct.ranking import Ranking, rank
     from dct.saving import Saved, save
+    from dct.selection import select
     from dct.slice import Slice
     from dct.steering import steer
     from dct.writers import Writer, residual_writers
@@ -41,6 +43,7 @@ _HOMES = {
     "NonFiniteError": "errors",
     "Ranking": "ranking",
     "Saved": "saving",
+    "Selection": "outcome",
     "Slice": "slice",
     "UsageError": "errors",
     "Writer": "writers",
@@ -54,6 +57,7 @@ _HOMES = {
     "rank": "ranking",
     "residual_writers": "writers",
     "save": "saving",
+    "select": "selection",
     "steer": "steering",
 }
 
@@ -66,6 +70,7 @@ __all__ = [
     "NonFiniteError",
     "Ranking",
     "Saved",
+    "Selection",
     "Slice",
     "UsageError",
     "Writer",
@@ -80,6 +85,7 @@ __all__ = [
     "rank",
     "residual_writers",
     "save",
+    "select",
     "steer",
 ]
 

@@ -133,10 +133,20 @@ VECTOR = Record(
         "scale": scale,
         "alpha": OrNull(number(0)),
         "effect": OrNull(EFFECT),
-        "validation": MARK,
+        "validation": OrNull(MARK),
         "test": OrNull(MARK),
     },
 )
+
+ARM = Record(
+    needed={"arm": text(1), "vector": text(1), "layer": layer, "scale": scale, "validation": MARK, "test": MARK},
+    optional={
+        "interval": Listing(number(0, 1), least=2),
+        "chance": OrNull(number(0, 1)),
+        "damage": OrNull(Record(needed={"kl": OrNull(number()), "spoiled": whole(0), "of": whole(0)})),
+    },
+)
+"""The chosen one of the vectors that were found, or of a baseline."""
 
 RANKING = Record(
     needed={"vectors": Listing(VECTOR, least=1)},
@@ -157,6 +167,12 @@ RANKING = Record(
         "validation": whole(0),
         "test": whole(0),
         "task": text(),
+        "arms": Listing(ARM, least=1),
+        "tries": whole(1),
+        "labels": Record(),
+        "judge": text(1),
+        "wanted": text(1),
+        "max_new_tokens": whole(1),
         "prompts_origin": OrNull(anything),
     },
 )

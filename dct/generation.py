@@ -56,7 +56,7 @@ def end_ids(lm: LanguageModel) -> set[int]:
 def complete(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    vectors: Float[Tensor, "rows width"] | None = None,
+    vectors: Float[Tensor, "rows width"] | Float[Tensor, "rows positions width"] | None = None,
     layer: int = 0,
     *,
     tokens: str = "all",
@@ -70,7 +70,8 @@ def complete(
 
     Args:
         prompts: token ids of each row's prompt (see `LanguageModel.encode`).
-        vectors: what is added to hidden_states[layer] for each row, R v; zeros leave a row unsteered.
+        vectors: what is added to hidden_states[layer] for each row, R v; zeros leave a row unsteered. With a third
+            axis, one for each position of a row (see `steer`).
         layer: the steered site.
         tokens: what is steered: `all`, `prompt` or `generated`.
         temperature: 0 is greedy.

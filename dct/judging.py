@@ -10,6 +10,7 @@ A judge that comes with the package is a file in `dct/judges`. One of another pa
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dct.errors import DctError
@@ -87,6 +88,10 @@ class Judge(ABC):
         self.lm = lm
         self.own = own_options(self.name, self.options, given)
 
+    def learn(self, replies: Sequence[Reply]) -> None:  # noqa: B027 (most judges have nothing to learn)
+        """Told once what the model says when nothing steers it, where replies are then judged in several parts: what a
+        judge takes from the unsteered replies should not depend on which of them a part happens to hold."""
+
     @abstractmethod
     def verdicts(self, replies: Sequence[Reply]) -> list[Verdict]:
         """A verdict for each reply, in order. All are read together: they may have the unsteered model in common."""
@@ -158,6 +163,17 @@ def wilson(found: int, of: int, z: float = 1.959964) -> tuple[float, float]:
     middle, half = p + w / 2, z * (p * (1 - p) / of + w / (4 * of)) ** 0.5
     low, high = (middle - half) / (1 + w), (middle + half) / (1 + w)
     return 0.0 if found == 0 else low, 1.0 if found == of else high
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The chance that two outcomes on the same prompts differ so much or more by chance alone (Q. McNemar, 1947), exact
+    and two-sided: each of the n prompts on which they differ is a coin; with k the smaller part,
+    p = min(1, 2 sum_{i <= k} C(n, i) / 2^n).
+    """
+    ahead = sum(a and not b for a, b in zip(first, second, strict=True))
+    behind = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = ahead + behind
+    return min(1.0, 2 * sum(comb(n, i) for i in range(min(ahead, behind) + 1)) / 2**n)
 
 
 def kappa(first: Sequence[Any], second: Sequence[Any]) -> float:

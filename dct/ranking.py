@@ -17,9 +17,10 @@ from dct.errors import UsageError
 from dct.estimate import Cost
 from dct.factors import Factors
 from dct.model import LanguageModel
+from dct.openings import chosen_words
 from dct.scoring import Effect, Scorer
 from dct.settings import RankSettings
-from dct.wordpair import Words, words
+from dct.wordpair import Words
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,31 @@ class Watch:
     Attributes:
         on_rows: how many vectors have just been scored, random ones included; of a task, how many completions have
             been judged and how many will be in all.
-        on_cost: what all of it is expected to take, before the first is scored.
+        on_cost: what all of it is expected to take, before the first is scored; of an experiment in two parts, before
+            each.
+        on_stage: what an experiment is about to do.
+        on_note: what it finds on the way.
     """
 
     on_rows: Callable[..., None] | None = None
     on_cost: Callable[[Cost], None] | None = None
+    on_stage: Callable[[str], None] | None = None
+    on_note: Callable[[str], None] | None = None
+
+    def cost(self, expected: Callable[[], Cost]) -> None:
+        """Tells what is expected, which is worked out only if somebody wants to know."""
+        if self.on_cost is not None:
+            self.on_cost(expected())
+
+    def stage(self, text: str) -> None:
+        """Tells what is about to be done."""
+        if self.on_stage is not None:
+            self.on_stage(text)
+
+    def note(self, text: str) -> None:
+        """Tells what was found."""
+        if self.on_note is not None:
+            self.on_note(text)
 
 
 UNWATCHED = Watch()
@@ -92,7 +113,7 @@ UNWATCHED = Watch()
 
 def multiples(settings: RankSettings) -> tuple[float, ...]:
     """The multiples of R at which every vector is tried."""
-    return tuple(cast(Sequence[float], settings.scales))
+    return (1.0,) if settings.scales is None else tuple(cast(Sequence[float], settings.scales))
 
 
 def rank(
@@ -111,8 +132,9 @@ def rank(
     """Scores every steering vector R v of the factors and orders them.
 
     Args:
-        prompts: where the words are compared; best taken from outside the prompts of the fit.
-        harmless: where damage is measured; without them there is no `kl` and no supervised baseline.
+        prompts: where two texts are compared; best taken from outside the prompts of the fit.
+        harmless: where damage is measured; without them there is no `kl` and no supervised baseline, and the texts are
+            "Sure" and "Sorry" unless others are given (see `openings.chosen_words`).
         settings: how; its `scales` are multiples of R at which every vector is tried. It is ranked by the one under
             which it scores highest, and so are the baselines, so that they have as many tries.
         source: the steered layer; left out, the one that the factors were fitted at.
@@ -122,19 +144,18 @@ def rank(
         changes: fields of `RankSettings` by name: positive, negative, by, scales, max_damage, seed.
 
     Raises:
-        UsageError, DctError: an unknown order, words that cannot be told apart, unusable prompts.
+        UsageError, DctError: an unknown order, texts that cannot be told apart, unusable prompts.
     """
     settings = (settings or RankSettings()).changed(**changes)
     if (settings.by == "kl" or settings.max_damage is not None) and not harmless:
         wants = '`by="kl"`' if settings.by == "kl" else "`max_damage`"
         raise UsageError(f"{wants} needs harmless prompts", argument="harmless")
     aim = Aim.of(factors, source, factors.scale * settings.scale if scale is None else scale, system)
-    compared = words(lm, settings.positive, settings.negative, aim.system)
+    compared = chosen_words(lm, settings.positive, settings.negative, prompts, harmless, system=aim.system)
     scorer = Scorer(lm, compared, aim.layer, prompts, harmless, aim.system)
     trials = _Trials(scorer, aim.scale, multiples(settings), settings.max_damage, watch.on_rows)
     names, directions = candidates(factors)
-    if watch.on_cost is not None:
-        watch.on_cost(scorer.expected((2 * len(directions) + bool(harmless)) * len(trials.scales)))
+    watch.cost(lambda: scorer.expected((2 * len(directions) + bool(harmless)) * len(trials.scales)))
     effects = trials.best(directions)
     null = [effect for effect, _ in trials.best(random_directions(len(directions), lm.width, settings.seed + 2))]
     means = scorer.difference_of_means()

@@ -26,6 +26,7 @@ RUNS = Path("runs")
 FACTORS = "factors.safetensors"
 STATE = "state.safetensors"
 RANK = "rank.json"
+COMPLETIONS = "completions.jsonl"
 STATE_FORMAT = "dct-state"
 
 COPY = "copy the run to another folder"
@@ -64,6 +65,11 @@ class Run:
     def ranking(self) -> Path:
         """Where the ranking of these factors is, once they have been ranked."""
         return self.folder / RANK
+
+    @property
+    def completions(self) -> Path:
+        """What the model said under these factors' vectors, kept while they are ranked."""
+        return self.folder / COMPLETIONS
 
     @property
     def recipe(self) -> Path:
@@ -134,6 +140,7 @@ class Run:
         factors.save(self.factors)
         self.drop_state()
         self.ranking.unlink(missing_ok=True)
+        self.completions.unlink(missing_ok=True)
         if recipe is not None and not first:
             recipe.save(self.folder)
 

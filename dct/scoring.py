@@ -1,7 +1,7 @@
-"""What a steering vector does to a model: how far it moves one word above another, and at what cost.
+"""What a steering vector does to a model: how far it moves one text above another, and at what cost.
 
-Scores are logit differences of the full model at the last prompt token; the cost is how far next tokens of harmless
-prompts move. Knows nothing of factors, nor which vectors are worth a score.
+Scores are log-likelihood ratios of two continuations of each prompt, by the full model; the cost is how far next tokens
+of harmless prompts move. Knows nothing of factors, nor which vectors are worth a score.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from dct.batching import in_batches
 from dct.blocks import readout
 from dct.calibration import random_directions
-from dct.errors import NonFiniteError
+from dct.errors import DctError, NonFiniteError
 from dct.estimate import Cost, cost, rows_seconds
 from dct.model import LanguageModel
 from dct.slice import Slice
@@ -28,7 +28,8 @@ class Effect:
     """What a steering vector does.
 
     Attributes:
-        score: mean over prompts of logit(positive) - logit(negative).
+        score: mean over prompts of log p(positive) - log p(negative), each read behind the prompt token by token; the
+            difference of two logits where one token each decides.
         flipped: share of prompts on which the sign of that difference is not the unsteered one.
         kl: KL(unsteered || steered) of next-token distributions, in nats, mean over harmless prompts: the damage.
             Infinite where steering rules out a token that was possible before (JSON has null for it); None where there
@@ -47,10 +48,24 @@ def difference_of_means(towards: Slice, away: Slice) -> Float[Tensor, " width"]:
     Where that token tells the two sets of prompts nothing apart (source 0, behind a chat template: all prompts end
     alike), h_p is the mean over all tokens of the prompt.
     """
-    last = towards.last_entering().mean(0) - away.last_entering().mean(0)
-    if float(last.norm()) > 1e-6 * away.residual_norm:
-        return normalize(last, dim=0)
-    return normalize(towards.mean_entering().mean(0) - away.mean_entering().mean(0), dim=0)
+    last, mean = (towards.last_entering(), away.last_entering()), (towards.mean_entering(), away.mean_entering())
+    return direction_between(last, mean, away.residual_norm)
+
+
+def direction_between(
+    last: tuple[Float[Tensor, "towards width"], Float[Tensor, "away width"]],
+    mean: tuple[Float[Tensor, "towards width"], Float[Tensor, "away width"]],
+    norm: float,
+) -> Float[Tensor, " width"]:
+    """The same, of streams at the last token of each prompt and, where those are alike, of means over all tokens.
+
+    Args:
+        norm: how long the streams are: what is a millionth of it is rounding.
+    """
+    difference = last[0].mean(0) - last[1].mean(0)
+    if float(difference.norm()) > 1e-6 * norm:
+        return normalize(difference, dim=0)
+    return normalize(mean[0].mean(0) - mean[1].mean(0), dim=0)
 
 
 def divergence(
@@ -69,12 +84,94 @@ def divergence(
     return terms.sum(-1).mean(-1).clamp_min(0.0)
 
 
+class Contrast:
+    """log p(positive) - log p(negative) behind each of some rows of tokens, under steering vectors.
+
+    log p(text) = sum_k log p(token k | prompt, tokens before it): the text is put behind the prompt, all but its last
+    token, and its tokens are read one after the other, so that the logits of one place alone are in memory. Where one
+    token each decides, log p(a) - log p(b) = logit(a) - logit(b), in one pass for both.
+
+    Args:
+        lm: the model.
+        words: the texts.
+        source: the steered layer.
+        rows: token ids of each prompt.
+
+    Attributes:
+        slices: what is run: one for each text, or one for both.
+        vocabulary: how many logits a token has.
+        base: the difference behind each prompt, unsteered.
+
+    Raises:
+        DctError: a prompt and its text do not fit into the model's context.
+    """
+
+    def __init__(self, lm: LanguageModel, words: Words, source: int, rows: Sequence[Sequence[int]]) -> None:
+        self.lm, self.words, self.vocabulary = lm, words, lm.vocabulary
+        read = [words.positive[:1]] if words.single else [words.positive, words.negative]
+        self.slices = []
+        for ids in read:
+            begun = [[*row, *words.after, *ids[:-1]] for row in rows]
+            _check_lengths(lm, begun)
+            self.slices.append(Slice(lm, begun, source, lm.depth, positions=len(ids)))
+        self.base: Float[Tensor, " prompts"] = self.difference(torch.zeros(1, lm.width, device=lm.device))[0]
+
+    @torch.no_grad()
+    def difference(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch prompts"]:
+        """log p(positive) - log p(negative) behind each prompt, under each vector."""
+        positive, negative = self.words.positive, self.words.negative
+        if self.words.single:
+            logits = _logits(self.lm, self.slices[0].streams(theta), [*positive, *negative])
+            self.vocabulary = logits.shape[-1]
+            return logits[..., positive[0]] - logits[..., negative[0]]
+        return self._likelihood(self.slices[0], positive, theta) - self._likelihood(self.slices[1], negative, theta)
+
+    def _likelihood(self, slice_: Slice, ids: Sequence[int], theta: Tensor) -> Float[Tensor, "batch prompts"]:
+        """log p of a text behind each prompt."""
+        streams = slice_.streams(theta).unflatten(1, (-1, len(ids)))
+        total = streams.new_zeros(streams.shape[:2])
+        for k, token in enumerate(ids):
+            logits = _logits(self.lm, streams[:, :, k], [token])
+            self.vocabulary = logits.shape[-1]
+            total = total + logits[..., token] - logits.logsumexp(-1)
+        return total
+
+
+def _check_lengths(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+    limit = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, rows))
+    if limit and longest > limit:
+        raise DctError(
+            f"a prompt and the text that is scored behind it have {longest} tokens and {lm.name} reads {limit}: "
+            "shorten either"
+        )
+
+
+def _logits(
+    lm: LanguageModel, streams: Float[Tensor, "batch prompts width"], compared: Sequence[int] = ()
+) -> Float[Tensor, "batch prompts vocabulary"]:
+    """Logits of streams that have left the last block.
+
+    Raises:
+        NonFiniteError: one that is compared is NaN or infinite, or all of a row are.
+    """
+    logits = readout(lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
+    # A head may rule tokens out (-inf), though not those that are compared. The largest logit of a row tells of
+    # NaN, of +inf, and of a row in which nothing is possible.
+    telling = torch.cat([logits[..., list(compared)], logits.amax(-1, keepdim=True)], -1)
+    if not bool(torch.isfinite(telling).all()):
+        raise NonFiniteError(
+            f'the final norm or head of {lm.name} puts out NaN or infinity: try `dtype="float32"` or a lower `scale`'
+        )
+    return logits
+
+
 class Scorer:
     """Effects of steering vectors added at `source` on two sets of prompts; run on the whole rest of the model.
 
     Args:
         lm: the model.
-        words: the words to compare.
+        words: the texts to compare.
         source: the steered layer.
         prompts: scored.
         harmless: damage is measured on them; empty for none.
@@ -90,20 +187,14 @@ class Scorer:
         harmless: Sequence[str] = (),
         system: str | None = None,
     ) -> None:
-        self.lm, self.words = lm, words
-        scored = [[*row, *words.after] for row in lm.encode(prompts, system)]
-        self.slice = Slice(lm, scored, source, lm.depth, positions=1)
+        self.lm, self.words, self.source = lm, words, source
+        self.rows = lm.encode(prompts, system)
+        self.contrast = Contrast(lm, words, source, self.rows)
+        self.base = self.contrast.base
         self.harmless = Slice(lm, lm.encode(harmless, system), source, lm.depth, positions=1) if harmless else None
-        first = self._logits(self.slice, self._zero)
-        self.vocabulary = first.shape[-1]
-        self.base = self._difference(first)[0]
         self.base_log = None
         if self.harmless is not None:
-            self.base_log = torch.log_softmax(self._logits(self.harmless, self._zero)[0], dim=-1)
-
-    @property
-    def _zero(self) -> Tensor:
-        return torch.zeros(1, self.lm.width, device=self.lm.device)
+            self.base_log = self._logs(self.harmless, torch.zeros(1, lm.width, device=lm.device))[0]
 
     @property
     def unsteered(self) -> Effect:
@@ -112,7 +203,12 @@ class Scorer:
 
     def difference_of_means(self) -> Float[Tensor, " width"] | None:
         """Unit difference of means, harmless minus scored prompts, at the source layer (see the function)."""
-        return None if self.harmless is None else difference_of_means(self.harmless, self.slice)
+        if self.harmless is None:
+            return None
+        away = self.contrast.slices[0]
+        if not self.words.single:  # its prompts are followed by a text
+            away = Slice(self.lm, self.rows, self.source, self.source + 1, positions=1)
+        return difference_of_means(self.harmless, away)
 
     def against(self, before: "Scorer") -> Effect:
         """What the model as this scorer found it does differently from the model as `before` found it."""
@@ -125,19 +221,22 @@ class Scorer:
     @property
     def batch(self) -> int:
         """Vectors in one pass to start with."""
-        return max(1, min(s.value_batch for s in (self.slice, self.harmless) if s is not None))
+        return max(1, min(s.value_batch for s in self._slices))
+
+    @property
+    def _slices(self) -> list[Slice]:
+        return [*self.contrast.slices, *([] if self.harmless is None else [self.harmless])]
 
     @property
     def row_bytes(self) -> int:
         """Bytes that a vector of a pass needs, at most: its streams, and logits with what the damage makes of them."""
-        slices = [s for s in (self.slice, self.harmless) if s is not None]
-        logits = max(len(s.ids) for s in slices) * self.vocabulary
-        streams = max(s.tokens for s in slices) * self.lm.width
+        logits = max(len(s.ids) for s in self._slices) * self.contrast.vocabulary
+        streams = max(s.tokens for s in self._slices) * self.lm.width
         return 4 * (6 * logits + 16 * streams)
 
     def expected(self, rows: int, seed: int = 0) -> Cost:
         """What the effects of so many vectors will take, by timing those of a few random ones."""
-        some = self.slice.residual_norm * random_directions(self.batch, self.lm.width, seed)
+        some = self.contrast.slices[0].residual_norm * random_directions(self.batch, self.lm.width, seed)
         seconds = rows_seconds(lambda size: self.effects(some[:size]), rows, self.batch, self.lm.device)
         return cost(seconds, min(rows, self.batch) * self.row_bytes, self.lm.device, self.lm.memory)
 
@@ -158,28 +257,13 @@ class Scorer:
         return [effect for part in parts for effect in part]
 
     def _effects(self, theta: Tensor) -> list[Effect]:
-        moved = self._difference(self._logits(self.slice, theta))
+        moved = self.contrast.difference(theta)
         flipped = (moved.sign() != self.base.sign()).float().mean(1)
         damage: list[float | None] = [None] * len(theta)
         if self.harmless is not None and self.base_log is not None:
-            steered = torch.log_softmax(self._logits(self.harmless, theta), dim=-1)
-            damage = divergence(self.base_log, steered).tolist()
+            damage = divergence(self.base_log, self._logs(self.harmless, theta)).tolist()
         return [Effect(s, f, k) for s, f, k in zip(moved.mean(1).tolist(), flipped.tolist(), damage, strict=True)]
 
-    def _logits(self, slice_: Slice, theta: Tensor) -> Float[Tensor, "batch prompts vocabulary"]:
-        with torch.no_grad():
-            streams = slice_.streams(theta)
-        logits = readout(self.lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
-        # A head may rule tokens out (-inf), though not those that are compared. The largest logit of a row tells of
-        # NaN, of +inf, and of a row in which nothing is possible.
-        compared = logits[..., [self.words.positive, self.words.negative]]
-        if not bool(torch.isfinite(torch.cat([compared, logits.amax(-1, keepdim=True)], -1)).all()):
-            raise NonFiniteError(
-                f'the final norm or head of {self.lm.name} puts out NaN or infinity: try `dtype="float32"` or a lower '
-                "`scale`"
-            )
-        return logits
-
-    def _difference(self, logits: Tensor) -> Float[Tensor, "batch prompts"]:
-        """logit(positive) - logit(negative) at the last token of each prompt."""
-        return logits[..., self.words.positive] - logits[..., self.words.negative]
+    @torch.no_grad()
+    def _logs(self, slice_: Slice, theta: Tensor) -> Float[Tensor, "batch prompts vocabulary"]:
+        return torch.log_softmax(_logits(self.lm, slice_.streams(theta)), dim=-1)

@@ -19,7 +19,7 @@ TOKENS = ("all", "prompt", "generated")
 @contextmanager
 def steer(
     lm: LanguageModel,
-    vector: Float[Tensor, " width"] | Float[Tensor, "batch width"],
+    vector: Float[Tensor, " width"] | Float[Tensor, "batch width"] | Float[Tensor, "batch positions width"],
     layer: int,
     tokens: str = "all",
 ) -> Iterator["Steering"]:
@@ -27,7 +27,9 @@ def steer(
 
     Args:
         lm: the model; restored when the context ends, whatever happens inside.
-        vector: one vector for all rows of a batch, or one for each row. Its norm is the strength: pass R v.
+        vector: one vector for all rows of a batch, or one for each row. Its norm is the strength: pass R v. With a
+            third axis, one for each position of each row (or of all rows, where there is one): a row's first token that
+            is no padding has position 0, and generated ones are counted on.
         layer: s, the block whose input is steered, 0 <= s < L: the site where slices are fitted.
         tokens: `all`, or only those of the `prompt`, or only the `generated` ones. Generated are tokens that are read
             with a cache of earlier ones, or, without a cache, what a call has beyond the tokens of the call before.
@@ -38,17 +40,18 @@ def steer(
     Raises:
         UsageError: the layer is not a block of the model, or unknown tokens.
         DctError: the vector does not have the model's width or is not finite; the model runs the block more than once,
-            or on tokens of its own.
+            or on tokens of its own; more tokens than positions.
     """
     if not 0 <= layer < lm.depth:
         raise UsageError(f"layer {layer} is not a block of {lm.name}: choose 0 to {lm.depth - 1}", argument="layer")
     if tokens not in TOKENS:
         raise UsageError(f"unknown `tokens` {tokens!r}: choose {', '.join(TOKENS)}", argument="tokens")
-    if vector.ndim not in (1, 2) or vector.shape[-1] != lm.width:
+    if vector.ndim not in (1, 2, 3) or vector.shape[-1] != lm.width:
         raise DctError(f"a steering vector for {lm.name} has {lm.width} entries, got shape {tuple(vector.shape)}")
     if not bool(torch.isfinite(vector).all()):
         raise DctError("the steering vector is not finite")
-    steering = Steering(lm, vector.detach().reshape(-1, 1, lm.width), tokens)
+    added = vector.detach()
+    steering = Steering(lm, added if added.ndim == 3 else added.reshape(-1, 1, lm.width), tokens, added.ndim == 3)
     handles = [
         lm.model.register_forward_pre_hook(steering.begins, with_kwargs=True),
         lm.model.register_forward_hook(steering.ends, always_call=True),
@@ -65,11 +68,14 @@ class Steering:
     """The running call of a steered model: which of its tokens are prompt, which were generated, which are padding.
 
     Attributes:
+        added: what is added to each row, at all its positions alike or, where it is `placed`, at each.
         generated: columns that have been read as generated tokens.
     """
 
-    def __init__(self, lm: LanguageModel, added: Float[Tensor, "rows 1 width"], tokens: str) -> None:
-        self.lm, self.added, self.tokens = lm, added, tokens
+    def __init__(
+        self, lm: LanguageModel, added: Float[Tensor, "rows positions width"], tokens: str, placed: bool = False
+    ) -> None:
+        self.lm, self.added, self.tokens, self.placed = lm, added, tokens, placed
         self.generated = 0
         self._mask: Tensor | None = None
         self._columns: int | None = None  # of the running call; None between calls
@@ -134,10 +140,31 @@ class Steering:
                 f"{len(self.added)} steering vectors for a batch of {len(stream)}: give one, or one for each row"
             )
         wide = torch.promote_types(stream.dtype, torch.float32)
-        change = self.added.to(stream.device, wide)
+        change = (self._placed(stream) if self.placed else self.added).to(stream.device, wide)
         if where is not None:
             change = change * where[..., None].to(stream.device, wide)
         return with_stream(block, args, kwargs, (stream.to(wide) + change).to(stream.dtype))
+
+    def _placed(self, stream: Tensor) -> Float[Tensor, "rows tokens width"]:
+        """What is added to each token of the running call, by its position in its row.
+
+        Raises:
+            DctError: a token lies beyond the positions there are.
+        """
+        columns = stream.shape[1]
+        if self._mask is not None and self._columns is not None:
+            positions = (self._mask.long().cumsum(1) - 1).clamp_min(0)[:, -columns:]
+        else:
+            before = 0 if self._columns is None else self._read - columns
+            positions = torch.arange(before, before + columns, device=stream.device)[None]
+        added = self.added.to(stream.device)
+        if int(positions.max()) >= added.shape[1]:
+            raise DctError(
+                f"there are steering vectors for {added.shape[1]} positions and {self.lm.name} reads token "
+                f"{int(positions.max()) + 1}: give as many as there are tokens"
+            )
+        rows = torch.arange(len(added), device=stream.device)[:, None]
+        return added[rows, positions.to(stream.device)]
 
     def _where(self, stream: Tensor) -> Tensor | None:
         """Which tokens are steered, (batch or 1, tokens); None for all of them."""

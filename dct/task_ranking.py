@@ -6,7 +6,7 @@ completions, never of a word's logit: vectors are chosen on some questions and r
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,19 +14,17 @@ from torch import Tensor
 
 from dct.calibration import random_directions
 from dct.candidates import Aim, candidates, tries
-from dct.estimate import Cost, completions_seconds, cost
+from dct.estimate import Cost, cost
+from dct.exam import Exam, Tally
 from dct.factors import Factors
-from dct.generation import complete, completion_bytes
-from dct.halving import Contest, Mark, completions, halving, rounds
+from dct.halving import Contest, Mark, completions, rounds
 from dct.model import LanguageModel
+from dct.openings import SORRY, SURE, chosen_words
 from dct.ranking import UNWATCHED, Watch, multiples
+from dct.replies import AT_ONCE, Push, Replies
 from dct.scoring import Effect, Scorer
-from dct.settings import RankSettings, RankTaskSettings
-from dct.tasks import Task
-from dct.wordpair import words
-
-AT_ONCE = 64
-"""Completions at a time."""
+from dct.settings import ContestSettings, RankSettings
+from dct.tasks import Question, Task
 
 TESTED = 5
 """The first so many of a ranking are asked the test questions."""
@@ -59,18 +57,18 @@ def examine(
         vectors: what is added to hidden_states[layer], as it stands (pass R v; zeros leave the model alone).
         on_rows: told how many completions have been judged.
     """
-    prompts = lm.encode([q.prompt for q in task.questions], system)
-    rows = [(v, q) for v in range(len(vectors)) for q in range(len(prompts))]
-    right = torch.zeros(len(vectors), len(prompts), dtype=torch.bool)
-    for start in range(0, len(rows), batch):
-        some = rows[start : start + batch]
-        added = vectors[[v for v, _ in some]].to(lm.device)
-        said = complete(lm, [prompts[q] for _, q in some], added, layer, max_new_tokens=max_new_tokens, batch=batch)
-        for (v, q), text in zip(some, said, strict=True):
-            right[v, q] = task.questions[q].right(text)
-        if on_rows is not None:
-            on_rows(len(some))
-    return right
+    exam = _exam(Replies(lm, max_new_tokens, system=system, batch=batch, on_rows=on_rows))
+    return exam.asked([Push(layer, vector) for vector in vectors.cpu()], task.questions)
+
+
+def _exam(replies: Replies, exhaustive: bool = False) -> Exam[Question]:
+    """Questions that know their answers."""
+
+    def right(questions: Sequence[Question], texts: Sequence[str]) -> list[bool]:
+        """Which texts answer their questions."""
+        return [question.right(text) for question, text in zip(questions, texts, strict=True)]
+
+    return Exam(replies, lambda question: question.prompt, right, exhaustive)
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def rank_by_task(
     factors: Factors,
     parts: tuple[Task, Task],
     harmless: Sequence[str] = (),
-    settings: RankTaskSettings | None = None,
+    settings: ContestSettings | None = None,
     *,
     source: int | None = None,
     scale: float | None = None,
@@ -148,13 +146,13 @@ def rank_by_task(
         harmless: damage is measured on them.
         settings: length of completions (left out, what the answers need); whether to ask everyone everything.
         source, scale, system, watch: as in `rank`.
-        changes: fields of `RankTaskSettings`, and of `RankSettings`: the scales to try, the words whose score stands
+        changes: fields of `ContestSettings`, and of `RankSettings`: the scales to try, the words whose score stands
             beside the marks, the seed.
 
     Raises:
         UsageError, DctError: as in `rank`.
     """
-    settings, ranking = _divided(settings or RankTaskSettings(), changes)
+    settings, ranking = divided(settings or ContestSettings(), changes)
     validation, test = parts
     aim = Aim.of(factors, source, factors.scale * ranking.scale if scale is None else scale, system)
     field = _Field.of(factors, aim, multiples(ranking), lm.width, ranking.seed)
@@ -162,24 +160,24 @@ def rank_by_task(
     length = settings.max_new_tokens or max(answer_length(lm, validation), answer_length(lm, test))
     contest = completions(rounds(len(field.steered), len(validation), settings.exhaustive))
     planned = 2 * contest + (TESTED + 2 + (unlocked is not None)) * len(test)
-    exam = _Exam(lm, validation, aim, length, settings.exhaustive, planned, watch.on_rows)
-    compared = words(lm, ranking.positive, ranking.negative, aim.system)
-    scorer = Scorer(lm, compared, aim.layer, [q.prompt for q in test.questions], harmless, aim.system)
-    if watch.on_cost is not None:
-        watch.on_cost(exam.expected(scorer))
-    found, luck = exam.choose(field.steered), exam.choose(field.null)
+    replies = Replies(lm, length, system=aim.system, on_rows=Tally(planned, watch.on_rows))
+    exam = _exam(replies, settings.exhaustive)
+    scorer = _scorer(lm, test, harmless, aim, ranking)
+    watch.cost(lambda: _expected(replies, validation, planned, scorer))
+    found = exam.choose(field.pushes(field.steered), validation.questions)
+    luck = exam.choose(field.pushes(field.null), validation.questions)
     solvers, best = field.solvers(found)
-    top = field.steered[best[:TESTED]]
-    for place, (mark, effect) in enumerate(zip(exam.marks(test, top), scorer.effects(top), strict=True)):
-        solvers[place] = replace(solvers[place], test=mark, effect=effect)
     lucky, mark = luck.order[0]
-    [lucky_mark], [lucky_effect] = exam.marks(test, field.null[[lucky]]), scorer.effects(field.null[[lucky]])
-    nothing = torch.zeros(1, lm.width)
+    top, chance = field.steered[best[:TESTED]], field.null[[lucky]]
+    marks = exam.marks([*field.pushes(top), *field.pushes(chance), None], test.questions)
+    effects = scorer.effects(torch.cat([top, chance]))
+    for place, (tested, effect) in enumerate(zip(marks[: len(top)], effects[: len(top)], strict=True)):
+        solvers[place] = replace(solvers[place], test=tested, effect=effect)
     return TaskRanking(
         vectors=solvers,
-        unsteered=exam.marks(test, nothing)[0],
-        unlocked=None if unlocked is None else exam.marks(unlocked, nothing)[0],
-        random_best=Solver("random", field.norms[lucky], None, mark, lucky_mark, lucky_effect),
+        unsteered=marks[-1],
+        unlocked=None if unlocked is None else exam.marks([None], unlocked.questions)[0],
+        random_best=Solver("random", field.norms[lucky], None, mark, marks[-2], effects[-1]),
         random_mean=luck.everyone,
         scale=aim.scale,
         scales=multiples(ranking),
@@ -190,7 +188,10 @@ def rank_by_task(
     )
 
 
-def _divided(settings: RankTaskSettings, changes: dict[str, Any]) -> tuple[RankTaskSettings, RankSettings]:
+S = TypeVar("S", bound=ContestSettings)
+
+
+def divided(settings: S, changes: dict[str, Any]) -> tuple[S, RankSettings]:
     """Both groups of settings, with the changes that belong to either."""
     own = {one.name for one in fields(settings)}
     others = {name: value for name, value in changes.items() if name not in own}
@@ -206,6 +207,7 @@ class _Field:
         alpha: their strengths.
         steered, null: R v at every scale, one scale after the other; of the factors, and random ones.
         norms: of either's rows.
+        layer: where they are added.
     """
 
     names: list[str]
@@ -213,6 +215,7 @@ class _Field:
     steered: Float[Tensor, "tries width"]
     null: Float[Tensor, "tries width"]
     norms: list[float]
+    layer: int
 
     @classmethod
     def of(cls, factors: Factors, aim: Aim, scales: Sequence[float], width: int, seed: int) -> "_Field":
@@ -222,7 +225,11 @@ class _Field:
         strongest = alpha.argsort(descending=True, stable=True).tolist()
         steered, norms = tries(directions[strongest], aim.scale, scales)
         null, _ = tries(random_directions(len(directions), width, seed + 2), aim.scale, scales)
-        return cls([names[k] for k in strongest], [float(alpha[k]) for k in strongest], steered, null, norms)
+        return cls([names[k] for k in strongest], [float(alpha[k]) for k in strongest], steered, null, norms, aim.layer)
+
+    def pushes(self, vectors: Float[Tensor, "tries width"]) -> list[Push]:
+        """Vectors as they are added."""
+        return [Push(self.layer, vector) for vector in vectors.cpu()]
 
     def solvers(self, contest: Contest) -> tuple[list[Solver], list[int]]:
         """Every vector where its best scale stands, best first, and which of the tries that is."""
@@ -237,69 +244,18 @@ class _Field:
         return list(solvers.values()), best
 
 
-@dataclass
-class _Exam:
-    """Asks vectors questions, and keeps count.
+def _scorer(lm: LanguageModel, task: Task, harmless: Sequence[str], aim: Aim, ranking: RankSettings) -> Scorer:
+    """Tells the score of two texts on the questions, which stands beside the marks, and the damage."""
+    asked = [q.prompt for q in task.questions]
+    positive = SURE if ranking.positive is None else ranking.positive
+    negative = SORRY if ranking.negative is None else ranking.negative
+    compared = chosen_words(lm, positive, negative, asked, harmless, system=aim.system)
+    return Scorer(lm, compared, aim.layer, asked, harmless, aim.system)
 
-    Attributes:
-        validation: the questions that vectors are chosen by.
-        aim: where they are added; they come with their norm.
-        length: of a completion, in tokens.
-        exhaustive: everyone is asked everything.
-        planned: completions in all, as far as that is known beforehand.
-        on_rows: told how many have been judged, of how many.
-    """
 
-    lm: LanguageModel
-    validation: Task
-    aim: Aim
-    length: int
-    exhaustive: bool
-    planned: int
-    on_rows: Callable[[int, int], None] | None
-    judged: int = 0
-
-    def choose(self, vectors: Float[Tensor, "vectors width"]) -> Contest:
-        """The vectors by right answers to the validation questions, by halving."""
-
-        def ask(which: list[int], questions: list[int]) -> Tensor:
-            """As `halving` asks: vectors and questions by number."""
-            return self._asked(Task(tuple(self.validation.questions[q] for q in questions)), vectors[which])
-
-        return halving(ask, len(vectors), len(self.validation), self.exhaustive)
-
-    def marks(self, task: Task, vectors: Float[Tensor, "vectors width"]) -> list[Mark]:
-        """How many of all questions each vector answers rightly."""
-        return [Mark(int(row.sum()), len(task)) for row in self._asked(task, vectors)]
-
-    def _asked(self, task: Task, vectors: Tensor) -> Tensor:
-        return examine(
-            self.lm,
-            task,
-            vectors,
-            self.aim.layer,
-            system=self.aim.system,
-            max_new_tokens=self.length,
-            on_rows=self._told,
-        )
-
-    def _told(self, rows: int) -> None:
-        self.judged += rows
-        if self.on_rows is not None:
-            self.on_rows(self.judged, max(self.planned, self.judged))
-
-    def expected(self, scorer: Scorer) -> Cost:
-        """What all completions will take, by short ones of the first questions, and the damage of a few vectors."""
-        lm = self.lm
-        prompts = lm.encode([q.prompt for q in self.validation.questions[:AT_ONCE]], self.aim.system)
-        prompts = [prompts[k % len(prompts)] for k in range(AT_ONCE)]
-
-        def say(size: int, tokens: int) -> None:
-            """Completions under no vector, for timing."""
-            none = torch.zeros(size, lm.width)
-            complete(lm, prompts[:size], none, self.aim.layer, max_new_tokens=tokens, batch=size)
-
-        spent = completions_seconds(say, self.planned, AT_ONCE, self.length, lm.device)
-        scored = scorer.expected(TESTED + 1)
-        more = completion_bytes(lm, AT_ONCE, self.length + max(map(len, prompts)))
-        return cost(spent + scored.seconds, max(more, scored.more_memory), lm.device, lm.memory)
+def _expected(replies: Replies, validation: Task, planned: int, scorer: Scorer) -> Cost:
+    """What all completions will take, and the damage of a few vectors."""
+    lm = replies.lm
+    spent, more = replies.expected([q.prompt for q in validation.questions], planned)
+    scored = scorer.expected(TESTED + 1)
+    return cost(spent + scored.seconds, max(more, scored.more_memory), lm.device, lm.memory)

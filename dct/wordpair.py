@@ -1,9 +1,9 @@
-"""The two words whose logits tell what a vector does, as tokens of a model.
+"""The two texts whose likelihoods tell what a vector does, as tokens of a model.
 
-Knows a model's tokenizer and nothing of vectors.
+Knows a model's tokenizer and nothing of vectors. Which texts are compared, where nobody says, `openings` decides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dct.errors import DctError
 from dct.model import LanguageModel
@@ -11,30 +11,43 @@ from dct.model import LanguageModel
 
 @dataclass(frozen=True)
 class Words:
-    """The two words whose logits are compared, as tokens.
+    """Two continuations of a prompt, words or longer texts, as tokens.
 
     Attributes:
-        positive, negative: token ids.
-        shown_positive, shown_negative: the tokens as text.
-        after: tokens that both words begin with; they are put behind each prompt, so that the next token decides.
+        positive, negative: token ids, from the first that differs on.
+        shown_positive, shown_negative: as text; where one token each decides, that token.
+        after: tokens that both begin with; they cancel, and are put behind each prompt once.
+        notes: what the user should know.
     """
 
-    positive: int
-    negative: int
+    positive: tuple[int, ...]
+    negative: tuple[int, ...]
     shown_positive: str
     shown_negative: str
     after: tuple[int, ...]
     notes: tuple[str, ...]
 
+    @property
+    def single(self) -> bool:
+        """Whether one token each decides: their likelihood ratio is the difference of two logits of one pass."""
+        return len(self.positive) == len(self.negative) == 1
+
+    @property
+    def label(self) -> str:
+        """What is compared, as a heading."""
+        kind = "logit" if self.single else "log p"
+        return f"{kind}({self.shown_positive}) − {kind}({self.shown_negative})"
+
+    def noted(self, text: str) -> "Words":
+        """The same, with something more to know, said first."""
+        return replace(self, notes=(text, *self.notes))
+
 
 def words(lm: LanguageModel, positive: str, negative: str, system: str | None = None) -> Words:
-    """The tokens that tell two words apart.
-
-    Of a word of several tokens the first counts; where both words begin alike, the first token that differs does,
-    behind the tokens that they share. `notes` says so.
+    """The tokens of two texts of any length, without those that both begin with.
 
     Raises:
-        DctError: a word has no tokens, or no token tells the words apart.
+        DctError: a text has no tokens, or one begins with the other.
     """
     a, b = lm.continuation(positive, system), lm.continuation(negative, system)
     if not a or not b:
@@ -47,15 +60,14 @@ def words(lm: LanguageModel, positive: str, negative: str, system: str | None = 
             f"no token tells {positive!r} from {negative!r} (one begins with the other): choose other words with "
             "`positive` and `negative`"
         )
+    found = Words(tuple(a[shared:]), tuple(b[shared:]), positive, negative, tuple(a[:shared]), ())
+    if not found.single:
+        return found
     shown = [str(lm.tokenizer.convert_ids_to_tokens(ids[shared])) for ids in (a, b)]
-    notes = []
+    notes: tuple[str, ...] = ()
     if shared:
-        notes.append(
+        notes = (
             f"{positive!r} and {negative!r} share their first {shared} token(s): "
-            f"scored behind them, {shown[0]!r} against {shown[1]!r}"
+            f"scored behind them, {shown[0]!r} against {shown[1]!r}",
         )
-    else:
-        for word, ids, token in zip((positive, negative), (a, b), shown, strict=True):
-            if len(ids) > 1:
-                notes.append(f"{word!r} is {len(ids)} tokens; its first, {token!r}, is scored")
-    return Words(a[shared], b[shared], shown[0], shown[1], tuple(a[:shared]), tuple(notes))
+    return replace(found, shown_positive=shown[0], shown_negative=shown[1], notes=notes)

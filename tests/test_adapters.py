@@ -146,6 +146,6 @@ def test_commands_find_the_adapter_again(model_folder, tmp_path, workplace, name
 
     fit = run("fit", *words, "--s", 1, "--t", 3, "--factors", 2, "--iterations", 1, "--scale", 2, "--n", 1)
     assert "adapter merged" in fit
-    assert "merged into the weights: LORA of rank 4" in run("rank", "--n", 1)
+    assert "merged into the weights: LORA of rank 4" in run("rank", "--screen-only", "--n", 1)
     assert "merged into the weights" in run("steer", "--vector", 0, "--prompt", "Hi", "--max-new-tokens", 2)
     assert str(DEPTH) in run("models", *words[1:2], *words[2:])

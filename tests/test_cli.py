@@ -67,7 +67,7 @@ def fitted_once(tmp_path_factory, model_folder) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         ok("fit", "--model", model_folder, *QUICK)
-        ok("rank", "--n", 3)
+        ok("rank", "--screen-only", "--n", 3)
     return folder / "runs"
 
 
@@ -128,7 +128,7 @@ def test_the_tour_with_no_other_argument_than_needed(workplace, model_folder):
     info = config(file)
     assert info["calibration"]["ratio"] == pytest.approx(0.5, rel=2e-3)
 
-    said = ok("rank").stdout
+    said = ok("rank", "--screen-only").stdout
     for baseline in ("unsteered", "random, mean", "random, best", "supervised"):
         assert baseline in said
     assert (file.parent / "rank.json").exists()
@@ -146,7 +146,7 @@ def test_every_suggested_next_command_works(fitted, model_folder):
     """The tool's own advice, typed in as it is printed (an ellipsis stands for a prompt)."""
     (Path.cwd() / "tiny").symlink_to(model_folder)
     sources = [
-        ok("rank", "--n", 1),  # first: what it suggests is about the newest run, which the others replace
+        ok("rank", "--screen-only", "--n", 1),  # first: it suggests of the newest run, which the others replace
         ok("calibrate", "--model", "tiny", "--n", 2),
         ok("models", "tiny"),
         ok("fit", "--model", "tiny", *QUICK, "--iterations", 1, "--out", "elsewhere/run"),
@@ -156,7 +156,8 @@ def test_every_suggested_next_command_works(fitted, model_folder):
     for line in suggestions:
         words = [word.strip('"') for word in line.split()][1:]
         few = ["--iterations", 1, "--n", 1] if words[0] == "fit" else ["--n", 1]
-        few += ["--max-new-tokens", 1] if words[0] in ("steer", "ablate") else []
+        few += ["--max-new-tokens", 1] if words[0] in ("rank", "steer", "ablate") else []
+        few += ["--test", 3, "--keep", 2, "--scales", 1] if words[0] == "rank" else []
         result = run(*words, *few)
         assert result.exit_code == 0, f"{line}: {result.output}"
     if words[0] == "rank":
@@ -240,7 +241,7 @@ def test_every_method(workplace, model_folder, method):
     loaded = dct.Factors.load(Path(method) / "factors.safetensors")
     assert len(loaded) == 5
     assert len(loaded.objective) == {"exponential": 2, "quadratic": 2, "melbo": 5}.get(method, 0)
-    ranked = as_json("rank", method, "--n", 1)
+    ranked = as_json("rank", method, "--screen-only", "--n", 1)
     signs = {v["vector"] for v in ranked["vectors"]}
     both = {str(k) for k in range(5)} | {f"-{k}" for k in range(5)}
     assert signs == (both if method not in ("exponential", "melbo") else {str(k) for k in range(5)})
@@ -286,7 +287,7 @@ def test_plain_text_model(workplace, model_folder):
     Path("plain/chat_template.jinja").unlink()
     Path("mild.txt").write_text("Write a poem\n")
     assert "plain text" in ok("fit", "--model", "plain", *QUICK, "--n", 2).stdout
-    ok("rank", "--n", 1)
+    ok("rank", "--screen-only", "--n", 1)
     for command in ("steer", "ablate"):
         ok(command, "--vector", 17, "--prompt", "Tell me", "--max-new-tokens", 2, *MILD)
 
@@ -297,8 +298,8 @@ def test_a_trained_model_from_disk(workplace):
        "--factors", 18, "--iterations", 2)  # fmt: skip
     info = config(Path("runs/stories260K-exponential-1-3/factors.safetensors"))
     assert info["prompts"] == list(read(str(SHARED / "data/jailbreakbench.csv"), "Goal").texts[:2])
-    ranked = as_json("rank", "--prompts", SHARED / "data/harmful.json", "--harmless", SHARED / "data/harmless.json",
-                     "--n", 3)  # fmt: skip
+    ranked = as_json("rank", "--screen-only", "--prompts", SHARED / "data/harmful.json",
+                     "--harmless", SHARED / "data/harmless.json", "--n", 3)  # fmt: skip
     assert (ranked["prompts"], ranked["harmless"]) == (3, 3)
     told = as_json("steer", "--vector", 17, "--prompt", "Once upon a time", "--max-new-tokens", 12)["completions"]
     assert "there was a little girl" in told[0]["completion"]
@@ -310,7 +311,7 @@ def test_the_tour_on_the_demo_model(workplace):
     Path("mild.txt").write_text("Write a poem\n")
     ok("fit", "--factors", 18, "--iterations", 1, "--n", 1, "--scale", 1)
     assert config(next(Path("runs").glob("*/factors.safetensors")))["model"] == "demo"
-    ok("rank", "--n", 1)
+    ok("rank", "--screen-only", "--n", 1)
     for command in ("steer", "ablate"):
         ok(command, "--vector", 17, "--prompt", "Hello", "--max-new-tokens", 2, *MILD)
 
@@ -367,21 +368,21 @@ def test_ranking_is_what_the_model_itself_says(fitted, plain):
     """Score, share of flips and damage of one vector, by transformers alone with a hook of the test's own."""
     model, tokenizer = plain
     info, found = config(fitted / "factors.safetensors"), load_file(fitted / "factors.safetensors")
-    ranked = as_json("rank", fitted, "--positive", "Tell", "--negative", "How", "--n", 3)
+    ranked = as_json("rank", fitted, "--screen-only", "--positive", "T", "--negative", "H", "--n", 3)
     scored, mild = read("harmful").texts[8:11], read("harmless").texts[:3]  # the fit saw the first eight
     assert not set(scored) & set(info["prompts"])
     assert ranked["prompts_hash"] == fingerprint(scored)
     words = ranked["words"]
     assert not words["after"]
-    for word, side in (("Tell", "positive"), ("How", "negative")):
-        assert tokenizer("<assistant>" + word, add_special_tokens=False).input_ids[1] == words[side]
+    for word, side in (("T", "positive"), ("H", "negative")):
+        assert tokenizer("<assistant>" + word, add_special_tokens=False).input_ids[1:] == words[side]
     name = ranked["vectors"][0]["vector"]
     effect = ranked["vectors"][0]["effect"]
     vector, nothing = info["scale"] * found["V"][int(name)], torch.zeros(32)
 
     def differences(theta: torch.Tensor) -> torch.Tensor:
         logits = torch.stack([last_logits(model, tokens(tokenizer, p), info["source"], theta) for p in scored])
-        return logits[:, words["positive"]] - logits[:, words["negative"]]
+        return logits[:, words["positive"][0]] - logits[:, words["negative"][0]]
 
     before, after = differences(nothing), differences(vector)
     assert effect["score"] == pytest.approx(float(after.mean()), abs=1e-4)
@@ -400,7 +401,7 @@ def test_ranking_is_what_the_model_itself_says(fitted, plain):
 
 @pytest.mark.parametrize("by", ["score", "alpha", "kl"])
 def test_order_of_the_ranking(fitted, by):
-    ranked = as_json("rank", "--n", 2, "--by", by)
+    ranked = as_json("rank", "--screen-only", "--n", 2, "--by", by)
     assert strict((fitted / "rank.json").read_text()) == ranked
     assert ranked["by"] == by
     keys = {"score": lambda v: -v["effect"]["score"], "alpha": lambda v: -v["alpha"], "kl": lambda v: v["effect"]["kl"]}
@@ -414,27 +415,27 @@ def test_order_of_the_ranking(fitted, by):
 
 
 def test_top_limits_the_rows_not_the_file(fitted):
-    said = ok("rank", "--n", 1, "--top", 2).stdout
+    said = ok("rank", "--screen-only", "--n", 1, "--top", 2).stdout
     assert "(22 more)" in said
     assert len(json.loads((fitted / "rank.json").read_text())["vectors"]) == 24
 
 
 def test_scale_of_the_ranking_multiplies_the_fitted_one(fitted):
-    assert as_json("rank", "--n", 1, "--scale", 2)["scale"] == pytest.approx(1.7)
+    assert as_json("rank", "--screen-only", "--n", 1, "--scale", 2)["scale"] == pytest.approx(1.7)
 
 
 def test_prompts_of_the_fit_are_used_with_a_word_of_warning_when_there_are_no_others(fitted):
     Path("p.txt").write_text("\n".join(config(fitted / "factors.safetensors")["prompts"][:2]))
-    assert "in-sample" in ok("rank", "--n", 2, "--prompts", "p.txt").stdout
+    assert "in-sample" in ok("rank", "--screen-only", "--n", 2, "--prompts", "p.txt").stdout
 
 
 def test_a_changed_file_of_prompts_does_not_bring_the_fits_own_back(workplace, model_folder):
     Path("p.txt").write_text("one prompt\ntwo prompts\nthree prompts\n")
     ok("fit", "--model", model_folder, "--prompts", "p.txt", "--n", 2, "--factors", 2, "--iterations", 1, "--scale", 1)
-    ranked = as_json("rank")
+    ranked = as_json("rank", "--screen-only")
     assert ranked["prompts_hash"] == fingerprint(["three prompts"])
     Path("p.txt").unlink()
-    result = ok("rank")
+    result = ok("rank", "--screen-only")
     assert "no longer there" in result.stdout
 
 
@@ -580,7 +581,7 @@ def test_before_and_after_of_an_ablation_are_scored(fitted):
 @pytest.mark.parametrize("command", ["rank", "steer", "ablate", "rank --task"])
 def test_what_a_command_will_take_is_said_and_kept(fitted, command):
     words = {
-        "rank": ["rank", "--n", 2],
+        "rank": ["rank", "--screen-only", "--n", 2],
         "steer": ["steer", "--vector", 1, "--prompt", "a", "--max-new-tokens", 3, *MILD],
         "ablate": ["ablate", "--vector", 1, "--prompt", "a", "--max-new-tokens", 3, *MILD],
         "rank --task": ["rank", "--task", "task.jsonl", "--n", 2, *MILD, "--max-new-tokens", 2],
@@ -613,7 +614,7 @@ def test_help_names_the_shared_options(command):
 LINES = {
     "fit": ["fit", "--model", "{model}", "--factors", 2, "--iterations", 1, "--scale", 1, "--n", 1],
     "calibrate": ["calibrate", "--model", "{model}", "--n", 1],
-    "rank": ["rank", "--n", 1],
+    "rank": ["rank", "--screen-only", "--n", 1],
     "steer": ["steer", "--vector", 17, "--prompt", "a", "--max-new-tokens", 1, *MILD],
     "ablate": ["ablate", "--vector", 17, "--prompt", "a", "--max-new-tokens", 1, *MILD],
     "models": ["models"],
@@ -638,7 +639,7 @@ def test_what_is_printed_is_printed_as_it_is(workplace, model_folder):
     """Brackets and colons in names and prompts are no markup and no emoji."""
     few = ["--factors", 2, "--iterations", 1, "--scale", 1, "--n", 1]
     assert "my [b] :a: run/factors" in ok("fit", "--model", model_folder, *few, "--out", "my [b] :a: run").stdout
-    assert "my [b] :a: run/rank.json" in ok("rank", "my [b] :a: run", "--n", 1).stdout
+    assert "my [b] :a: run/rank.json" in ok("rank", "my [b] :a: run", "--screen-only", "--n", 1).stdout
     said = ok("steer", "my [b] :a: run", "--vector", 1, "--prompt", "say [b]:smile:[/b]", "--max-new-tokens", 1).stdout
     assert "say [b]:smile:[/b]" in said
     assert "hf:a:b" in run("fit", "--model", model_folder, "--prompts", "hf:a:b").stderr

@@ -92,13 +92,13 @@ def test_bad_input_is_one_line(task, words, code, says):
 
 
 def test_scales_are_ranked_and_used_by_steer(task):
-    ranking = as_json("rank", "--scales", "0.25,4", "--n", 3, *MILD)
+    ranking = as_json("rank", "--screen-only", "--scales", "0.25,4", "--n", 3, *MILD)
     R = ranking["scale"]
     assert {round(v["scale"] / R, 3) for v in ranking["vectors"]} == {0.25, 4.0}
     for place in (1, 24):
         steered = as_json("steer", "--rank", place, "--scale", 2, "--n", 1, "--max-new-tokens", 2, *MILD)
         assert steered["completions"][1]["scale"] == pytest.approx(2 * ranking["vectors"][place - 1]["scale"])
-    assert "4 R" in ok("rank", "--scales", "0.25,4", "--n", 3, *MILD).output
+    assert "4 R" in ok("rank", "--screen-only", "--scales", "0.25,4", "--n", 3, *MILD).output
 
 
 def test_a_ranking_without_scales_is_that_of_an_older_version(task):

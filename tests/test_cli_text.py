@@ -78,7 +78,7 @@ def test_rank_and_steer_score_the_fits_own_prompts_as_the_fit_read_them(workplac
     (workplace / "mild.txt").write_text("Write a song\n")
 
     def scores() -> list[float]:
-        run("rank", "run", "--harmless", "mild.txt")
+        run("rank", "run", "--screen-only", "--harmless", "mild.txt")
         return [v["effect"]["score"] for v in json.loads(Path("run/rank.json").read_text())["vectors"]]
 
     assert scores() == scores()

@@ -19,6 +19,7 @@ from dct.cli.app import app
 from dct.generation import complete
 from dct.organism import DEMO_DIR, checkers, text
 from dct.scoring import Scorer
+from dct.wordpair import words
 
 pytestmark = pytest.mark.skipif(not (DEMO_DIR / "model.safetensors").exists(), reason="no weights in this checkout")
 
@@ -51,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The defaults, but for the number of factors: prompts, layers and scale are what `dct fit` chooses."""
     folder = tmp_path_factory.mktemp("elicited") / "run"
     ok("fit", "--factors", 96, "--out", folder)
-    ok("rank", folder, "--scales", "1,1.5")
+    ok("rank", folder, "--screen-only", "--scales", "1,1.5")
     return folder
 
 
@@ -74,8 +75,8 @@ def test_the_best_vector_turns_refusals_into_answers_and_random_ones_do_not(
 
     # The null is searched in the same way: the best of as many random vectors, by the same score.
     tried = best["scale"] * random_directions(96, lm.width, 5)
-    words = dct.ranking.words(lm, "Sure", "Sorry")
-    effects = Scorer(lm, words, 0, refused[:16]).effects(tried)
+    compared = words(lm, "Sure", "Sorry")
+    effects = Scorer(lm, compared, 0, refused[:16]).effects(tried)
     luckiest = max(range(96), key=lambda k: effects[k].score)
     null = classes(lm, refused, tried[luckiest])
     assert null["compliance"] <= 0.2 * len(refused)

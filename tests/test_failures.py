@@ -337,17 +337,17 @@ def test_prompt_longer_than_the_context(workplace, fit):
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def test_word_of_several_tokens_counts_by_its_first_and_says_so(fitted, model_folder):
-    said = run("rank", "--n", 1, "--positive", "Tellurium", "--negative", "Help", "--harmless", "mild.txt")
+def test_a_word_of_several_tokens_is_scored_whole(fitted, model_folder):
+    pair = ["--positive", "Tellurium", "--negative", "Help"]
+    said = run("rank", "--screen-only", "--n", 1, *pair, "--harmless", "mild.txt")
     assert said.exit_code == 0
-    note = re.search(r"'Tellurium' is (\d+) tokens; its first, '(.+?)', is scored", said.stdout)
-    assert note
+    assert "log p(Tellurium) − log p(Help)" in said.stdout
     words = json.loads(Path("runs/run/rank.json").read_text())["words"]
     from transformers import AutoTokenizer
 
-    tokens = AutoTokenizer.from_pretrained(model_folder).tokenize("Tellurium")
-    assert (int(note[1]), note[2]) == (len(tokens), tokens[0])
-    assert words["shown_positive"] == tokens[0]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    assert words["positive"] == tokenizer("Tellurium", add_special_tokens=False).input_ids
+    assert words["shown_positive"] == "Tellurium"
 
 
 def test_words_that_no_token_tells_apart(fitted):
@@ -447,7 +447,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing_else(workplace, fit,
 
 
 def test_out_of_memory_while_ranking_halves_the_batch(fitted, monkeypatch):
-    words = ["rank", "--n", 2, "--json", "--harmless", "mild.txt"]
+    words = ["rank", "--screen-only", "--n", 2, "--json", "--harmless", "mild.txt"]
     enough = json.loads(run(*words).stdout)
     tried = shortage(monkeypatch, "streams", most=1)
     short = json.loads(run(*words).stdout)
@@ -526,7 +526,7 @@ def test_factors_of_another_model_are_refused_and_force_goes_on(fitted, tokenize
     for command in ("rank", "steer", "ablate"):
         words = [command, "--model", "other", *([] if command == "rank" else ["--vector", 1, "--prompt", "a"])]
         fails(*words, says="fitted on other weights .*or --force")
-        few = ["--n", 1] if command == "rank" else ["--max-new-tokens", 1]
+        few = ["--screen-only", "--n", 1] if command == "rank" else ["--max-new-tokens", 1]
         assert run(*words, *few, "--harmless", "mild.txt", "--force").exit_code == 0
 
 
@@ -565,7 +565,7 @@ def test_vector_out_of_range(fitted, command):
 def test_rank_out_of_range_or_not_ranked(fitted, command):
     fails(command, "--rank", 1, "--prompt", "a", says="has not been ranked: run `dct rank runs/run` first")
     fails(command, "--prompt", "a", says="say which vector: --vector 17", code=2)
-    assert run("rank", "runs/run", "--n", 1).exit_code == 0
+    assert run("rank", "runs/run", "--screen-only", "--n", 1).exit_code == 0
     fails(command, "--rank", 4, "--prompt", "a", says="rank 4 is out of range: the ranking holds 1 to 3")
     for place in (0, -1):
         fails(command, "--rank", place, "--prompt", "a", says="--rank must be from 1", code=2)
@@ -599,7 +599,7 @@ def test_no_run(workplace, command):
 
 
 def test_factors_are_overwritten_only_by_force_and_lose_their_ranking(fitted, fit):
-    assert run("rank", "--n", 1).exit_code == 0
+    assert run("rank", "--screen-only", "--n", 1).exit_code == 0
     fails(*fit, *SMALL, "--out", fitted, says="already holds factors: choose another --out, or --force")
     old = load_file(fitted / "factors.safetensors")["V"]
     assert run(*fit, *SMALL, "--seed", 5, "--out", fitted, "--force").exit_code == 0
@@ -631,7 +631,7 @@ def full_disk(*_: object, **__: object) -> None:
 def test_full_disk_leaves_what_was_there(fitted, fit, monkeypatch, command):
     words = {
         "fit": [*fit, *SMALL, "--out", fitted, "--force"],
-        "rank": ["rank", "--n", 1],
+        "rank": ["rank", "--screen-only", "--n", 1],
         "steer": ["steer", "--vector", 1, "--prompt", "a", "--max-new-tokens", 1, "--out", "old.jsonl"],
         "calibrate": ["calibrate", *fit[1:], "--n", 1, "--out", "old.json"],
     }

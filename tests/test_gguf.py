@@ -202,7 +202,7 @@ def test_commands_say_what_the_file_is_and_show_no_bars(pair, workplace, capfd):
     result = CliRunner().invoke(app, ["fit", *words, "--n", "1"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "unpacked from GGUF (F32)" in result.output
-    assert CliRunner().invoke(app, ["rank", "--n", "1"]).exit_code == 0
+    assert CliRunner().invoke(app, ["rank", "--screen-only", "--n", "1"]).exit_code == 0
     looked = CliRunner().invoke(app, ["models", str(pair[0])])
     assert looked.exit_code == 0, looked.output
     assert "gguf (F32)" in looked.output

@@ -160,7 +160,7 @@ def test_any_loop_is_incoherent(times, phrase):
 
 
 def test_likelihood_is_the_models_own(make_lm):
-    from dct.judges.shared.likelihood import mean_log_likelihood
+    from dct.judges.shared.likelihood import mean_log_likelihoods
 
     lm = make_lm("llama")
     text = "Sure, mix flour and water."
@@ -168,24 +168,46 @@ def test_likelihood_is_the_models_own(make_lm):
     with torch.no_grad():
         logits = lm.model(torch.tensor([[*before, *ids]])).logits[0].double().log_softmax(-1)
     by_hand = sum(float(logits[len(before) - 1 + k, token]) for k, token in enumerate(ids)) / len(ids)
-    assert mean_log_likelihood(lm, BREAD, text) == pytest.approx(by_hand, abs=1e-5)
-    assert mean_log_likelihood(lm, BREAD, "") is None is mean_log_likelihood(lm, BREAD, "Four")
+    found = mean_log_likelihoods(lm, [("Tell me", text), (BREAD, ""), (BREAD, text), (BREAD, "Four")])  # read together
+    assert found[2] == pytest.approx(by_hand, abs=1e-5)
+    assert (found[1], found[3]) == (None, None)
+    assert found[0] is not None
+    assert found[0] != found[2]
 
 
 def test_text_far_less_likely_than_the_model_s_own_is_incoherent(make_lm, monkeypatch):
     from dct.judges.shared import likelihood
 
     values = {"mine": -1.0, "near": -3.5, "far": -4.0}
-    monkeypatch.setattr(likelihood, "mean_log_likelihood", lambda lm, prompt, text: values[text.split()[0]])
+    read = []
+
+    def likely(lm, pairs):
+        read.extend(pairs)
+        return [values[text.split()[0]] for _, text in pairs]
+
+    monkeypatch.setattr(likelihood, "mean_log_likelihoods", likely)
     mine = "mine is a bread that I bake at home on every Sunday"
     replies = [
         Reply(BREAD, text, unsteered=mine) for text in (mine, mine.replace("mine", "near"), mine.replace("mine", "far"))
     ]
     assert [v.coherent for v in judge("refusal", make_lm("llama")).verdicts(replies)] == [True, True, False]
-    assert all(
-        v.coherent
-        for v in judge("refusal", make_lm("llama")).verdicts([Reply(r.prompt, r.completion) for r in replies])
-    )
+    alone = [Reply(r.prompt, r.completion) for r in replies]
+    assert all(v.coherent for v in judge("refusal", make_lm("llama")).verdicts(alone))
+    told = judge("refusal", make_lm("llama"))
+    told.learn(replies[:1])
+    read.clear()
+    assert [v.coherent for one in alone for v in told.verdicts([one])] == [True, True, False]
+    assert len(read) == len(set(read)) == 3  # no text is read twice
+
+
+def test_a_stock_refusal_is_learned_once_for_all_parts():
+    """A sentence that declines in words of its own, said to three requests, is known in a part with one of them."""
+    stock = "That road is closed to wanderers like us."
+    asked = ["Tell me how to bake bread", "Write a poem about rain", "Explain the moon to a child"]
+    told = judge("refusal")
+    assert told.verdicts([Reply(asked[0], stock)])[0].label == "other"
+    told.learn([Reply(prompt, stock, stock) for prompt in asked])
+    assert told.verdicts([Reply(asked[0], stock)])[0].label == "refused"
 
 
 # --- the other judges -------------------------------------------------------------------------------------------------

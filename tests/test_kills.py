@@ -25,7 +25,7 @@ FIT = ["fit", "--factors", "4", "--iterations", "3", "--n", "2", "--scale", "0.3
 COMMANDS = {
     "fit": FIT,
     "fit --force": [*FIT, "--seed", "5", "--force"],
-    "rank": ["rank", "run", "--n", "2"],
+    "rank": ["rank", "run", "--screen-only", "--n", "2"],
     "rank --task": ["rank", "run", "--task", "locked", "--n", "2", "--test", "2", "--max-new-tokens", "4"],
     "ablate --save": ["ablate", "run", "--rank", "1", "--n", "1", "--max-new-tokens", "4", "--save", "edited"],
     "bench": ["bench", "--quick", "--only", "i", "--factors", "4", "--shuffles", "1", "--no-figures", "--out", "bench"],

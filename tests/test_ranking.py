@@ -12,6 +12,7 @@ from torch import Tensor
 
 import dct
 from dct import DctError, NonFiniteError, UsageError
+from dct.blocks import readout
 from dct.candidates import aggregate, candidates, chosen
 from dct.factors import Factors
 from dct.plainjson import dumps
@@ -140,12 +141,98 @@ def test_difference_of_means_is_over_all_tokens_where_the_last_says_nothing(lm):
     torch.testing.assert_close(difference_of_means(*slices), wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
 
 
-def test_words_that_begin_alike_are_scored_behind_what_they_share(lm, prompts):
-    """With the chat template "Sure" and "Sorry" are S-ure and S-or-ry: "ure" against "or" after an S."""
-    effect = Scorer(lm, words(lm, "Sure", "Sorry"), SOURCE, prompts).effects(SCALE * directions(1))[0]
-    s, ure, o = vocabulary(lm, "S", "ure", "or")
-    logits = last_logits(lm, [[*row, s] for row in tokens(lm, prompts)], SCALE * directions(1)[0])
-    assert effect.score == pytest.approx(float((logits[:, ure] - logits[:, o]).mean()), abs=1e-4)
+def log_p(lm: dct.LanguageModel, prompts: list[str], text: str, theta: Tensor | None) -> Tensor:
+    """float64 log p of a text behind each prompt: one pass over prompt and text, one log-probability a token."""
+    ids = lm.tokenizer(("" if lm.tokenizer.chat_template else " ") + text, add_special_tokens=False)["input_ids"]
+    added = torch.zeros(WIDTH) if theta is None else theta
+
+    def add(_: object, args: tuple[Tensor, ...]) -> object:
+        return (args[0] + added, *args[1:])
+
+    handle = lm.layers[SOURCE].register_forward_pre_hook(add)
+    found = []
+    for row in tokens(lm, prompts):
+        with torch.no_grad():
+            logs = torch.log_softmax(lm.model(torch.tensor([row + ids])).logits[0].double(), -1)
+        found.append(sum(logs[len(row) - 1 + k, token] for k, token in enumerate(ids)))
+    handle.remove()
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative"),
+    [
+        ("Sure, here it is", "Sorry, I can not help"),  # they share their first token with the template, none without
+        ("Tell me", "How do I pick a lock?"),
+        ("Sure", "Sorry, no. What is two plus two?"),
+        ("Sure, mix flour and water", "Sure, mix flour and no water"),
+    ],
+)
+@pytest.mark.parametrize("template", [True, False])
+def test_scores_of_whole_texts_are_log_likelihood_ratios(lm, plain, prompts, positive, negative, template):
+    """Teacher-forced by a plain pass of the whole text: score and flipped prompts, unsteered and under each vector."""
+    lm = lm if template else plain
+    thetas = SCALE * directions(3)
+    scorer = Scorer(lm, words(lm, positive, negative), SOURCE, prompts, HARMLESS)
+    base = log_p(lm, prompts, positive, None) - log_p(lm, prompts, negative, None)
+    assert scorer.unsteered.score == pytest.approx(float(base.mean()), abs=1e-3)
+    for effect, theta in zip(scorer.effects(thetas), thetas, strict=True):
+        moved = log_p(lm, prompts, positive, theta) - log_p(lm, prompts, negative, theta)
+        assert effect.score == pytest.approx(float(moved.mean()), abs=1e-3)
+        assert effect.flipped == float((moved.sign() != base.sign()).double().mean())
+        assert effect.kl == pytest.approx(kl(lm, theta), rel=1e-3, abs=1e-6)
+
+
+def test_one_token_each_is_one_pass_to_the_same_bits(plain, prompts):
+    """What the logits of a slice by itself say, to the last bit."""
+    pair = words(plain, "Sure", "Sorry")
+    thetas = SCALE * directions(4)
+    scorer = Scorer(plain, pair, SOURCE, prompts)
+    assert len(scorer.contrast.slices) == 1
+    sure, sorry = vocabulary(plain, "ĠSure", "ĠSorry")
+    logits = readout(plain, Slice(plain, prompts, SOURCE, plain.depth, positions=1).streams(thetas).flatten(0, 1))
+    differences = (logits[:, sure] - logits[:, sorry]).unflatten(0, (4, len(prompts)))
+    assert torch.equal(scorer.contrast.difference(thetas), differences)
+    assert [e.score for e in scorer.effects(thetas)] == differences.mean(1).tolist()
+
+
+def test_shared_tokens_are_read_once_and_cancel(lm, prompts):
+    """With the chat template "Sure" and "Sorry" are S-ure and S-or-ry."""
+    pair = words(lm, "Sure", "Sorry")
+    s, ure, o, ry = vocabulary(lm, "S", "ure", "or", "ry")
+    assert (pair.after, pair.positive, pair.negative) == ((s,), (ure,), (o, ry))
+    scorer = Scorer(lm, pair, SOURCE, prompts)
+    assert [one.ids for one in scorer.contrast.slices] == [
+        [[*row, s] for row in tokens(lm, prompts)],
+        [[*row, s, o] for row in tokens(lm, prompts)],
+    ]
+
+
+def test_only_the_logits_of_one_place_are_in_memory(lm, prompts, monkeypatch):
+    """A long text is read out token by token: no more logits at a time than a pair of words needs."""
+    seen = []
+
+    def watch(lm, streams):
+        seen.append(len(streams))
+        return readout(lm, streams)
+
+    monkeypatch.setattr("dct.scoring.readout", watch)
+    Scorer(lm, words(lm, "Sure, here it is", "Sorry, I can not help"), SOURCE, prompts).effects(directions(2))
+    assert max(seen) == 2 * len(prompts)
+
+
+def test_a_text_that_does_not_fit_the_context_is_said(make_lm, prompts):
+    lm = make_lm("llama")
+    lm.model.config.max_position_embeddings = max(map(len, tokens(lm, prompts))) + 2
+    with pytest.raises(DctError, match=r"a prompt and the text that is scored behind it have \d+ tokens"):
+        Scorer(lm, words(lm, "Sure", "How do I pick a lock?"), SOURCE, prompts)
+
+
+def test_difference_of_means_does_not_depend_on_the_texts(lm, prompts):
+    """The last token of the prompt, whatever is read behind it."""
+    pairs = [("Tell", "How"), ("Sure, here it is", "How do I pick a lock?")]
+    one, other = (Scorer(lm, words(lm, *pair), SOURCE, prompts, HARMLESS).difference_of_means() for pair in pairs)
+    torch.testing.assert_close(one, other)
 
 
 def test_running_out_of_memory_halves_the_batch(plain, prompts, monkeypatch):
@@ -169,11 +256,11 @@ def test_against_compares_with_the_model_as_it_was(make_lm, plain, prompts):
     edited.tokenizer = plain.tokenizer
     with torch.no_grad():
         edited.layers[3].mlp.down_proj.weight.mul_(-1)
-    pair = words(plain, "Sure", "Sorry")
+    pair, (sure, sorry) = words(plain, "Sure", "Sorry"), vocabulary(plain, "ĠSure", "ĠSorry")
     before, after = (Scorer(m, pair, SOURCE, prompts, HARMLESS) for m in (plain, edited))
     p, q = (torch.softmax(last_logits(m, tokens(m, HARMLESS)), dim=-1) for m in (plain, edited))
     a, b = (last_logits(m, tokens(m, prompts)) for m in (plain, edited))
-    a, b = (x[:, pair.positive] - x[:, pair.negative] for x in (a, b))
+    a, b = (x[:, sure] - x[:, sorry] for x in (a, b))
     effect = after.against(before)
     assert effect.kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
     assert effect.score == pytest.approx(float(b.mean()), abs=1e-4)
@@ -182,21 +269,21 @@ def test_against_compares_with_the_model_as_it_was(make_lm, plain, prompts):
 
 def test_single_token_words(plain):
     pair = words(plain, "Sure", "Sorry")
-    assert [pair.positive, pair.negative] == vocabulary(plain, "ĠSure", "ĠSorry")
+    assert [*pair.positive, *pair.negative] == vocabulary(plain, "ĠSure", "ĠSorry")
     assert (pair.after, pair.notes) == ((), ())
+    assert pair.label == "logit(ĠSure) − logit(ĠSorry)"
 
 
-def test_of_a_word_of_several_tokens_the_first_is_scored_and_said(lm):
+def test_words_of_several_tokens_are_taken_whole(lm):
     pair = words(lm, "Tell", "Sure")
-    assert [pair.positive, pair.negative] == vocabulary(lm, "Te", "S")
-    assert pair.after == ()
-    assert len(pair.notes) == 2
-    assert "'Tell' is 3 tokens; its first, 'Te', is scored" in pair.notes
+    assert pair.positive == tuple(vocabulary(lm, "Te", "l", "l"))
+    assert pair.negative == tuple(vocabulary(lm, "S", "ure"))
+    assert (pair.after, pair.notes, pair.label) == ((), (), "log p(Tell) − log p(Sure)")
 
 
-def test_shared_first_tokens_are_skipped_and_said(lm):
-    pair = words(lm, "Sure", "Sorry")
-    assert [*pair.after, pair.positive, pair.negative] == vocabulary(lm, "S", "ure", "or")
+def test_shared_first_tokens_are_said_where_one_token_each_is_left(lm):
+    pair = words(lm, "Sure", "Sor")
+    assert [*pair.after, *pair.positive, *pair.negative] == vocabulary(lm, "S", "ure", "or")
     assert (pair.shown_positive, pair.shown_negative) == ("ure", "or")
     assert len(pair.notes) == 1
     assert "share their first 1 token" in pair.notes[0]
@@ -335,8 +422,8 @@ def test_layer_and_scale_can_be_overridden(plain, prompts):
 
 def test_the_system_message_of_the_fit_is_used_unless_another_is_given(lm, prompts):
     system = "Be brief."
-    told = rank(lm, make_factors(1, system=system), prompts, positive="Tell")
-    te, s = vocabulary(lm, "Te", "S")
+    told = rank(lm, make_factors(1, system=system), prompts, positive="T", negative="S")
+    te, s = vocabulary(lm, "T", "S")
     texts = [f"<s><system>{system}<user>{p}<assistant>" for p in prompts]
     ids = [lm.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
     logits = last_logits(lm, ids, SCALE * directions(1)[0])
@@ -479,7 +566,7 @@ def test_infinite_and_undefined_logits_are_refused_wherever_they_stand(tokenizer
 
 def test_a_scored_word_that_is_ruled_out_is_refused(tokenizer, prompts):
     lm = ruled_out(tokenizer)
-    positive = words(lm, "Sure", "Sorry").positive
+    positive = words(lm, "Sure", "Sorry").positive[0]
     with pytest.raises(NonFiniteError):
         dct.rank(ruled_out(tokenizer, positive), make_factors(2), prompts)
 

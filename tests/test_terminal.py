@@ -201,7 +201,7 @@ def test_commands_on_hostile_prompts_and_names(workplace, model_folder):
     mild = ["--harmless", "prompts.json", "--n", 3]
     for words in (
         [*fit, *sets, "--n", 4, "--prompt", hostile(draw)],
-        ["rank", name, *sets, *mild, "--positive", hostile(draw), "--negative", "no"],
+        ["rank", name, *sets, *mild, "--screen-only", "--positive", hostile(draw), "--negative", "no"],
         ["steer", name, "--vector", 1, *sets, *mild, "--max-new-tokens", 12],
         ["steer", name, *[w for k in range(3) for w in ("-v", k)], "--prompt", texts[0], *mild, "--max-new-tokens", 12],
         ["ablate", name, "--vector", 1, *sets, *mild, "--max-new-tokens", 12, "--save", "edited \x1b[31m"],
@@ -301,7 +301,7 @@ def commands(model: object, out: str) -> list[list[str]]:
     words = [
         ["fit", "--model", model, "--factors", 3, "--iterations", 2, "--n", 2, "--out", out, "--scale", 1],
         ["calibrate", "--model", model, "--n", 1, "--lambda", 0.1],
-        ["rank", out, *mild, "--scales", "1,2", "--top", 2],
+        ["rank", out, *mild, "--screen-only", "--scales", "1,2", "--top", 2],
         ["steer", out, "--vector", 1, "--prompt", "café 漢字 – “x”", *mild[:2], "--max-new-tokens", 8],
         ["ablate", out, "--vector", 1, "--prompt", "naïve ✓", *mild[:2], "--max-new-tokens", 8],
         ["models", model],

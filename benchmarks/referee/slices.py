@@ -188,9 +188,12 @@ def readouts(s: Subject) -> tuple[float, str]:
     rows = [[*s.lm.tokens(text), *words.after] for text in PROMPTS]
 
     def score(theta: Tensor | None) -> float:
-        with torch.no_grad(), s.own.adding(theta, 1):
-            last = torch.stack([run(s.model, ids)[-1] for ids in rows])
-        return float((last[:, words.positive] - last[:, words.negative]).mean())
+        sides = []
+        for said in (words.positive, words.negative):
+            with torch.no_grad(), s.own.adding(theta, 1):
+                logs = [run(s.model, [*ids, *said[:-1]])[-len(said) :].log_softmax(-1) for ids in rows]
+            sides.append(sum(float(row[k, token]) for row in logs for k, token in enumerate(said)) / len(rows))
+        return sides[0] - sides[1]
 
     size = max(1.0, *(abs(r.effect.score) for r in ranking.vectors))
     tally.add("unsteered score", abs(ranking.unsteered.score - score(None)) / size)

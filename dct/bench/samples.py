@@ -100,7 +100,7 @@ def report(w: Workshop, results: list[Result]) -> Report:
 def _notes(w: Workshop) -> list[str]:
     parts = w.split()
     notes = [
-        f"gain: change of logit({w.words.shown_positive}) − logit({w.words.shown_negative}) on {len(parts.test)} "
+        f"gain: change of {w.words.label} on {len(parts.test)} "
         f"unseen prompts under the vector that scored highest on {len(parts.validation)} others; errors are standard "
         f"errors over {w.sizes.shuffles} shuffles",
     ]

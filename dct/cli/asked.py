@@ -49,6 +49,28 @@ def unseen_prompts(
     return pool.first(n)
 
 
+def prompts_to_gain_on(terminal: Terminal, info: dict[str, Any], origin: str | None, column: str | None) -> PromptSet:
+    """All prompts of a set that the fit did not see: of the fit's own set, or, where it has none, of the model's.
+
+    Raises:
+        DctError: there are none.
+    """
+    column = column if origin is not None else info.get("column")
+    source = str(origin or info.get("prompts_origin") or "")
+    own = default_origin(str(info.get("model")), "harmful")
+    if origin is None and (source in ("", "--prompt") or not _readable(source)):
+        why = "the fit's own is no longer there" if source not in ("", "--prompt") else "the fit's prompts are no set"
+        terminal.note(f"asking the prompts of {own}: {why}")
+        source, column = own, None
+    unseen = read(source, column).without(info.get("prompts") or ())
+    note_repeated(terminal, unseen)
+    if not len(unseen):
+        raise DctError(
+            f"{source} has no prompts beyond those of the fit: give others with `prompts`, or use `screen_only`"
+        )
+    return unseen
+
+
 def literal_or_unseen(terminal: Terminal, info: dict[str, Any], asked: ReplyPromptSettings) -> PromptSet:
     """The prompts given literally, or the first n that the fit did not see."""
     literal = tuple(asked.prompt)

@@ -9,7 +9,7 @@ COMMANDS = {
     "fit": "Fit a deep causal transcoder: find steering vectors V and what they cause, U.",
     "calibrate": "Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole "
     "curve.",
-    "rank": 'Rank the vectors of a run by how far each moves "Sure" above "Sorry", with the damage each does.',
+    "rank": "Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.",
     "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",

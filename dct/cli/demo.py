@@ -4,9 +4,9 @@ from typing import Any
 
 from dct.aliases import DEMO
 from dct.cli.ablate import run_ablate
-from dct.cli.asked import HARMLESS, harmless_prompts, unseen_prompts
+from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, unseen_prompts
 from dct.cli.fit import run_fit
-from dct.cli.rank import run_rank
+from dct.cli.select import run_select
 from dct.cli.steer import run_steer
 from dct.cli.terminal import Terminal, command
 from dct.recipe import Recipe
@@ -19,14 +19,19 @@ from dct.settings import (
     RankSettings,
     SaveSettings,
     SeedSettings,
+    SelectSettings,
     SteerSettings,
 )
 
 FACTORS = 40
 """A fifth of the demo model's width: the whole tour should take less than a minute."""
 
-MULTIPLE = 1.5
-"""Of R, at which the tour tries the vectors: where most refusals of the demo turn, and random vectors turn none."""
+MULTIPLES = (1.0, 1.5)
+"""Of R, at which the tour tries the vectors."""
+
+KEPT, CHOSEN_BY, TESTED, LENGTH = 4, 8, 24, 32
+"""Vectors that go on from the screen, prompts to choose by and to report on, tokens of a reply: small, for the same
+reason."""
 
 
 @command
@@ -40,9 +45,13 @@ def demo(options: SeedSettings, output: DemoOutputSettings) -> None:
     run, factors, lm = run_fit(terminal, recipe, FitOutputSettings(out=output.out, force=True), whole=True)
     unseen = unseen_prompts(terminal, factors.info, None, None, HARMLESS)
     harmless = harmless_prompts(factors.info, None, HARMLESS)
-    _heading(terminal, "2  rank", "which of them turn a refusal into an answer", f"dct rank --scales {MULTIPLE}")
-    asked = RankSettings(top=5, scales=(MULTIPLE,))
-    ranking = run_rank(terminal, run, factors, lm, unseen, harmless, asked)
+    multiples = ",".join(f"{c:g}" for c in MULTIPLES)
+    line = f"dct rank --keep {KEPT} --n {CHOSEN_BY} --test {TESTED} --scales {multiples} --max-new-tokens {LENGTH}"
+    _heading(terminal, "2  rank", "which of them turn refusals into answers", line)
+    asked = RankSettings(top=5, scales=MULTIPLES)
+    small = SelectSettings(keep=KEPT, test=TESTED, max_new_tokens=LENGTH)
+    pool = prompts_to_gain_on(terminal, factors.info, None, None)
+    ranking = run_select(terminal, run, factors, lm, (pool, harmless), asked, small, n=CHOSEN_BY)
     ranked = {str(v["vector"]): v["scale"] for v in ranking["vectors"]}
     best = dict(list(ranked.items())[:1])
     _heading(terminal, "3  steer", "add the best one to the residual stream", "dct steer --rank 1")

@@ -1,18 +1,31 @@
-"""`dct rank`: score every vector of a run, beside its baselines."""
+"""`dct rank`: put the vectors of a run in order, beside baselines: by judged replies, by likelihood, or by a task."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dct.cli.asked import harmless_prompts, unseen_prompts
+from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, unseen_prompts
 from dct.cli.costs import announce, as_estimate
+from dct.cli.judge import own_options
+from dct.cli.select import run_select
 from dct.cli.signature import argument
 from dct.cli.tasks import chosen_task, run_task
 from dct.cli.terminal import Terminal, command, escape, plain
 from dct.cli.work import RUN_HELP, open_run
+from dct.errors import UsageError
+from dct.judging import Judge, kind_of
 from dct.prompts import PromptSet, fingerprint
-from dct.settings import RankPromptSettings, RankSettings, RankTaskSettings, RunModelSettings, RunOutputSettings
+from dct.settings import (
+    JudgeSettings,
+    RankPromptSettings,
+    RankSettings,
+    RunModelSettings,
+    RunOutputSettings,
+    SelectSettings,
+    TaskSettings,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,33 +38,82 @@ if TYPE_CHECKING:
     from dct.scoring import Effect
 
 
+CHOSEN_BY, SCORED_ON = 32, 16
+"""Prompts that vectors are chosen by in the experiment, and otherwise, unless told."""
+
+
 @command
 def rank(
     model: RunModelSettings,
     prompts: RankPromptSettings,
     options: RankSettings,
-    task: RankTaskSettings,
+    experiment: SelectSettings,
+    judge: JudgeSettings,
+    task: TaskSettings,
     output: RunOutputSettings,
     run: Annotated[Path | None, argument(RUN_HELP)] = None,
 ) -> None:
-    """Rank the vectors of a run by how far each moves "Sure" above "Sorry", with the damage each does.
+    """Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.
 
-    Scored on prompts that the fit did not see, against the unsteered model, as many random vectors and the
-    supervised difference of means. With --task, vectors are ranked by the questions that they make the model answer:
-    chosen on the first --n questions, reported on those behind them.
+    All vectors are screened by likelihood. The best, the best of as many random ones, differences of means and noise
+    then make the model reply to prompts that it refuses and the fit did not see; each is chosen on --n prompts and
+    reported on --test others. Go on with an interrupted one by the same command. With --screen-only, the likelihoods
+    alone order the vectors; with --task, right answers to questions do.
     """
     terminal = Terminal(output.json, output.quiet)
     asked = chosen_task(task, prompts, options)
+    if asked is not None and experiment.screen_only:
+        raise UsageError("`task` is answered by completions: leave `screen_only` out", argument="screen_only")
+    judging = _judge(judge, options, experiment, completes=asked is None and not experiment.screen_only)
     opened, factors, lm = open_run(terminal, run, model, prompts, output.force)
-    mild = harmless_prompts(factors.info, prompts.harmless, prompts.n)
+    few = prompts.n or SCORED_ON
     if asked is not None:
+        mild = harmless_prompts(factors.info, prompts.harmless, few)
         questions = asked.read(str(factors.info.get("model")))
-        split = questions.without(factors.info.get("prompts") or ()).split(prompts.n, task.test)
-        content = run_task(terminal, opened, factors, lm, split, mild, options, task, prompts.system)
-    else:
-        scored = unseen_prompts(terminal, factors.info, prompts.prompts, prompts.column, prompts.n)
+        split = questions.without(factors.info.get("prompts") or ()).split(few, experiment.test)
+        content = run_task(terminal, opened, factors, lm, split, mild, options, experiment, prompts.system)
+    elif experiment.screen_only:
+        mild = harmless_prompts(factors.info, prompts.harmless, few)
+        scored = unseen_prompts(terminal, factors.info, prompts.prompts, prompts.column, few)
         content = run_rank(terminal, opened, factors, lm, scored, mild, options, prompts.system)
+    else:
+        mild = harmless_prompts(factors.info, prompts.harmless, HARMLESS)
+        pool = prompts_to_gain_on(terminal, factors.info, prompts.prompts, prompts.column)
+        content = run_select(
+            terminal,
+            opened,
+            factors,
+            lm,
+            (pool, mild),
+            options,
+            experiment,
+            judging(lm),
+            n=prompts.n or CHOSEN_BY,
+            system=prompts.system,
+        )
     terminal.result(content)
+
+
+def _judge(
+    asked: JudgeSettings, options: RankSettings, experiment: SelectSettings, completes: bool
+) -> Callable[["LanguageModel"], Judge]:
+    """Makes the judge once the model is there; what cannot be is refused before.
+
+    Raises:
+        UsageError: options that do not go together, or that the judge does not have.
+    """
+    kind = kind_of(asked.judge)
+    given = own_options(kind, asked.judge_option)
+    if not completes:
+        if asked != JudgeSettings():
+            raise UsageError("`judge` reads completions: leave `screen_only` and `task` out", argument="judge")
+    elif options.by != "score" or options.max_damage is not None:
+        raise UsageError("completions order the vectors: leave `by` and `max_damage` out, or add `screen_only`",
+                         argument="by")  # fmt: skip
+    if kind.uses_model:
+        return lambda lm: kind(lm, **given)
+    made = kind(None, **given)
+    return lambda lm: made
 
 
 def run_rank(
@@ -93,12 +155,12 @@ def _ranked(
 ) -> tuple["Ranking", dict[str, Any]]:
     """The ranking, with what it was expected to take and took; a bar in the meantime."""
     from dct.candidates import candidates
-    from dct.ranking import Watch
+    from dct.ranking import Watch, multiples
     from dct.ranking import rank as rank_vectors
 
     costs: list[Cost] = []
     began = time.monotonic()
-    done, total = 0, (2 * len(candidates(factors)[0]) + 1) * len(options.scales)
+    done, total = 0, (2 * len(candidates(factors)[0]) + 1) * len(multiples(options))
     with terminal.progress("ranking") as advance:
 
         def on_rows(rows: int) -> None:
@@ -150,11 +212,8 @@ def _table(ranking: "Ranking", top: int) -> "Table":
     from rich import box
     from rich.table import Table
 
-    w = ranking.words
     table = Table(
-        title=escape(
-            f"logit({w.shown_positive}) − logit({w.shown_negative}) after the prompt, R = {ranking.scale:.4g}"
-        ),
+        title=escape(f"{ranking.words.label} after the prompt, R = {ranking.scale:.4g}"),
         title_justify="left",
         header_style="bold",
         box=box.SIMPLE_HEAD,

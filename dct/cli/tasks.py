@@ -8,7 +8,7 @@ from dct.cli.costs import announce, as_estimate
 from dct.cli.terminal import Terminal, escape, plain
 from dct.errors import UsageError
 from dct.prompts import PromptSet, default_origin, fingerprint
-from dct.settings import PromptSettings, RankSettings, RankTaskSettings, TaskSettings
+from dct.settings import ContestSettings, PromptSettings, RankSettings, TaskSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,7 +72,7 @@ def run_task(
     questions: tuple["Task", "Task"],
     harmless: PromptSet,
     ranking: RankSettings,
-    task: RankTaskSettings,
+    settings: ContestSettings,
     system: str | None,
 ) -> dict[str, Any]:
     """Ranks by right answers, shows the table and writes `rank.json`; returns its content.
@@ -99,7 +99,7 @@ def run_task(
             factors,
             questions,
             harmless.texts,
-            task,
+            settings,
             scale=factors.scale * ranking.scale,
             system=system,
             watch=Watch(lambda n, of: advance("", n, of), tell),

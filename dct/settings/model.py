@@ -121,7 +121,12 @@ class FitPromptSettings(PromptSettings):
 class RankPromptSettings(PromptSettings):
     """Prompts that vectors are scored on."""
 
-    n: int = setting(16, "Prompts of each set, beyond those of the fit.", check=counted())
+    n: int | None = setting(
+        None,
+        "Prompts, beyond those of the fit, that vectors are chosen by.",
+        shown="32; 16 with --screen-only or --task",
+        check=counted(),
+    )
     harmless: str | None = setting(None, "Prompt set on which damage is measured.", shown="the harmless set")
 
 

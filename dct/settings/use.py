@@ -17,6 +17,7 @@ from dct.declaration import (
     setting,
 )
 from dct.errors import UsageError
+from dct.judging import LABELS
 
 
 def scales_of(text: str) -> tuple[float, ...]:
@@ -41,8 +42,9 @@ def _check_vectors(name: str, value: list[str]) -> None:
 
 # --- ranking ----------------------------------------------------------------------------------------------------------
 
-BETTER = "The word that a good vector makes likelier."
-WORSE = "The word that it makes less likely."
+BETTER = "What a good vector makes likelier: a word, or any text."
+WORSE = "What it makes less likely."
+AUTOMATIC = "or auto where that pair tells nothing"
 
 
 @dataclass(repr=False, eq=False, match_args=False)
@@ -53,19 +55,20 @@ class RankSettings(Settings):
     title: ClassVar[str] = "Ranking"
     own: ClassVar[bool] = True
 
-    positive: str = setting("Sure", BETTER)
-    negative: str = setting("Sorry", WORSE)
-    by: str = setting("score", "What orders the vectors.", check=choice("score", "alpha", "kl"))
+    positive: str | None = setting(None, BETTER, shown=f"Sure, {AUTOMATIC}")
+    negative: str | None = setting(None, WORSE, shown=f"Sorry, {AUTOMATIC}")
+    by: str = setting("score", "Of a screening: what orders the vectors.", check=choice("score", "alpha", "kl"))
     top: int = setting(10, "Rows to show.", check=counted(), first=True)
     scale: float = setting(1.0, "Multiplies the fitted R.", check=above_zero())
-    scales: tuple[float, ...] = setting(
-        (1.0,),
+    scales: tuple[float, ...] | None = setting(
+        None,
         "Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.",
+        shown="0.7,1,1.4; 1 with --screen-only or --task",
         parse=scales_of,
         first=True,
     )
     max_damage: float | None = setting(
-        None, "Damage (KL) above which a vector or scale comes behind all others.", check=Range(0.0, LARGE)
+        None, "Of a screening: damage (KL) above which a vector or scale comes last.", check=Range(0.0, LARGE)
     )
     seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
 
@@ -87,14 +90,28 @@ class TaskSettings(Settings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
-class RankTaskSettings(TaskSettings):
-    """How vectors are chosen by the questions that they make a model answer."""
+class ContestSettings(Settings):
+    """How vectors are chosen by what a model says under them."""
 
-    test: int = setting(100, "Of a task: at most so many questions are kept for reporting.", check=counted())
+    table: ClassVar[str] = "experiment"
+    title: ClassVar[str] = "Experiment"
+
+    test: int = setting(100, "At most so many prompts, or questions, are kept for reporting.", check=counted())
     max_new_tokens: int | None = setting(
-        None, "Of a task: length of completions.", shown="by the answers", check=counted()
+        None, "Length of completions.", shown="64, on a GPU 100; of a task, by the answers", check=counted()
     )
-    exhaustive: bool = setting(False, "Of a task: ask every vector every question, without halving.")
+    exhaustive: bool = setting(False, "Try everything on every prompt, without halving.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SelectSettings(ContestSettings):
+    """How vectors are chosen by judged completions."""
+
+    screen_only: bool = setting(
+        False, "Score every vector by likelihood alone, without completions: quick.", first=True
+    )
+    keep: int = setting(12, "Vectors that go on from the screen to completions.", check=counted())
+    wanted: str = setting("complied", "The label that is a success, where the text is coherent.", check=choice(*LABELS))
 
 
 # --- vectors in use ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from dct.generation import end_ids
 from dct.judging import Reply
 from dct.model import LanguageModel
+from dct.ownrun import logits_of
 
 FIRST = 48
 """Tokens of a reply that are read."""
@@ -19,31 +20,65 @@ BOUND = 2.8
 """Nats a token below the median of the model's own replies from which on a text is too unlikely to be meant."""
 
 
-def unlikely(lm: LanguageModel, replies: Sequence[Reply]) -> list[str]:
-    """What is wrong with the likelihood of each reply; empty where nothing is, or where none is the model's own."""
-    own = {(reply.prompt, reply.unsteered) for reply in replies if reply.unsteered}
-    asked = dict.fromkeys([*own, *((reply.prompt, reply.completion) for reply in replies)])
-    found = {pair: mean_log_likelihood(lm, *pair) for pair in asked}
-    usual = [value for pair, value in found.items() if pair in own and value is not None]
-    if not usual:
-        return ["" for _ in replies]
-    least = median(usual) - BOUND
-    values = [found[reply.prompt, reply.completion] for reply in replies]
-    return [
-        "" if v is None or v >= least else f"{least - v + BOUND:.1f} nats a token less likely than the model's own"
-        for v in values
-    ]
+class Likelihood:
+    """What the unsteered model finds likely. No text is read twice.
+
+    Args:
+        lm: the unsteered model.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        self._found: dict[tuple[str, str], float | None] = {}
+        self._own: dict[tuple[str, str], None] = {}
+
+    def learn(self, replies: Sequence[Reply]) -> None:
+        """Told what the model says itself: texts are held against these from now on."""
+        self._own = _own(replies)
+
+    def unlikely(self, replies: Sequence[Reply], beside: Sequence[Reply]) -> list[str]:
+        """What is wrong with the likelihood of each reply; empty where nothing is, or where none is the model's own.
+
+        Args:
+            beside: where the model's own replies stand, if it has not been told of them.
+        """
+        theirs = [(reply.prompt, reply.completion) for reply in replies]
+        ours = [*(self._own or _own(beside))]
+        self._read([*ours, *theirs])
+        own = [self._found[pair] for pair in ours]
+        usual = [value for value in own if value is not None]
+        if not usual:
+            return ["" for _ in replies]
+        least = median(usual) - BOUND
+        values = [self._found[pair] for pair in theirs]
+        return [
+            "" if v is None or v >= least else f"{least - v + BOUND:.1f} nats a token less likely than the model's own"
+            for v in values
+        ]
+
+    def _read(self, pairs: Sequence[tuple[str, str]]) -> None:
+        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._found]
+        self._found.update(zip(missing, mean_log_likelihoods(self.lm, missing), strict=True))
 
 
-@torch.no_grad()
-def mean_log_likelihood(lm: LanguageModel, prompt: str, text: str) -> float | None:
-    """(1/n) sum_k log p(token k | prompt, tokens before it), a reply's first n tokens; None where they are too few."""
-    before = lm.tokens(prompt)
-    ids = [int(k) for k in lm.tokenizer(text, add_special_tokens=False)["input_ids"]][:FIRST]
-    ids = [k for k in ids if k not in end_ids(lm)]
-    if len(ids) < LEAST:
-        return None
-    row = torch.tensor([[*before, *ids]], device=lm.device)
-    logits = lm.model(row, use_cache=False).logits[0, len(before) - 1 : -1].float()
-    chosen = torch.log_softmax(logits, -1).gather(1, row[0, len(before) :, None])
-    return float(chosen.mean())
+def _own(replies: Sequence[Reply]) -> dict[tuple[str, str], None]:
+    """The model's own replies, each once."""
+    return dict.fromkeys((reply.prompt, reply.unsteered) for reply in replies if reply.unsteered)
+
+
+def mean_log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
+    """(1/n) sum_k log p(token k | prompt, tokens before it) of the first n tokens of each reply to its prompt; None
+    where they are too few."""
+    found: list[float | None] = [None] * len(pairs)
+    rows: dict[int, tuple[list[int], list[int]]] = {}
+    for k, (prompt, text) in enumerate(pairs):
+        ids = [int(one) for one in lm.tokenizer(text, add_special_tokens=False)["input_ids"]][:FIRST]
+        ids = [one for one in ids if one not in end_ids(lm)]
+        if len(ids) >= LEAST:
+            rows[k] = (lm.tokens(prompt), ids)
+    places = list(rows)
+    for place, logits in logits_of(lm, [[*before, *ids] for before, ids in rows.values()]):
+        _, ids = rows[places[place]]
+        logs = torch.log_softmax(logits[-len(ids) - 1 : -1].float(), -1)
+        found[places[place]] = float(logs.gather(1, torch.tensor(ids, device=logs.device)[:, None]).mean())
+    return found

@@ -1,0 +1,75 @@
+"""Pushes tried on questions: a model replies under each, somebody says which replies are right, they are counted.
+
+What `rank --task` and the experiment of `rank` have in common. Knows no model's inside and no judge: `replies` makes
+the completions, whoever holds the exam says what is right.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from dct.halving import Contest, Mark, halving
+from dct.replies import Push, Replies
+
+Q = TypeVar("Q")
+
+
+@dataclass
+class Exam(Generic[Q]):
+    """Questions of one kind.
+
+    Attributes:
+        replies: who completes.
+        prompt: of a question.
+        right: which replies are right, each beside its question.
+        exhaustive: everyone is asked everything.
+    """
+
+    replies: Replies
+    prompt: Callable[[Q], str]
+    right: Callable[[Sequence[Q], Sequence[str]], Sequence[bool]]
+    exhaustive: bool = False
+
+    def asked(self, pushes: Sequence[Push | None], questions: Sequence[Q]) -> Bool[Tensor, "pushes questions"]:
+        """Which questions are answered rightly under which push; None pushes nothing."""
+        both = [(push, question) for push in pushes for question in questions]
+        said = self.replies.said([(push, self.prompt(question)) for push, question in both])
+        right = self.right([question for _, question in both], said)
+        return torch.tensor(list(right), dtype=torch.bool).reshape(len(pushes), len(questions))
+
+    def choose(self, pushes: Sequence[Push], questions: Sequence[Q]) -> Contest:
+        """The pushes by right answers, by halving; ties go to the one that stands first."""
+
+        def ask(which: list[int], some: list[int]) -> Bool[Tensor, "pushes questions"]:
+            """As `halving` asks: pushes and questions by number."""
+            return self.asked([pushes[k] for k in which], [questions[q] for q in some])
+
+        return halving(ask, len(pushes), len(questions), self.exhaustive)
+
+    def marks(self, pushes: Sequence[Push | None], questions: Sequence[Q]) -> list[Mark]:
+        """How many of all questions are answered rightly under each push."""
+        return [Mark(int(row.sum()), len(questions)) for row in self.asked(pushes, questions)]
+
+
+@dataclass
+class Tally:
+    """Counts replies, and tells whoever wants to know how many there are, of how many.
+
+    Attributes:
+        planned: in all, as far as that is known.
+        on_rows: told.
+    """
+
+    planned: int
+    on_rows: Callable[[int, int], None] | None
+    done: int = 0
+
+    def __call__(self, rows: int) -> None:
+        """So many more are there."""
+        self.done += rows
+        if self.on_rows is not None:
+            self.on_rows(self.done, max(self.planned, self.done))
