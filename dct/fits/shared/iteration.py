@@ -24,7 +24,7 @@ from dct.job import Job, Learned, State
 from dct.method import Method, sizes
 from dct.settings import FitSettings
 
-SLOWER, NOTHING, ASCENT = 0.9, 0.01, 1.05
+SLOWER, NOTHING, ASCENT = 0.9, 0.01, 1.02
 """An iteration gets nowhere if it moves V more than so many times as far as the one before, more than next to nothing,
 and the causal importance is less than so many times what it was."""
 
@@ -108,7 +108,7 @@ class OrthogonalisedIteration(Method):
             outputs = normalize(caused, dim=1)
             # b_l = <u_l, caused_l>
             causal, penalty = importance(self.kernel, Q, outputs, (outputs * caused).sum(1))
-            new_V = mixed(Q, pulled, damped(objective) if damping else s.beta or 1.0)
+            new_V = mixed(V, pulled, damped(objective) if damping else s.beta or 1.0)
             U = mixed(U, outputs, s.beta) if s.beta and len(U) else outputs
             # 1 - mean over l of |<v_new, v_old>|
             change = max(0.0, 1 - float((new_V * V).sum(1).abs().mean()))
@@ -124,15 +124,16 @@ def damped(objective: Sequence[Sequence[float]]) -> float:
     """The share beta of the new factor in the next update, where it is left to the fit: 1, halved after every iteration
     that moved without getting anywhere,
 
-        c_k > 0.9 c_(k-1),  c_k > 0.01  and  A_k < 1.05 A_(k-1),
+        c_k > 0.9 c_(k-1),  c_k > 0.01  and  A_k < 1.02 A_(k-1),
 
     c the change of V and A the causal importance.
 
-    v_l <- unit(beta g_l + (1 - beta) v_l), g_l the unit gradient, is the shifted power method (T. Kolda and J. Mayo,
-    "Shifted power method for computing tensor eigenpairs", 2011): a large enough shift (1 - beta) / beta makes every
-    step an ascent. Without one, gradients at R v that are nearly orthogonal to v, as where norms bound what the length
-    of a vector does, throw v about for ever. Under `qr` the share stays 1, as in the post: there the rows behind the
-    first ones have to wander, and damped ones recover fewer planted factors (docs/experiments.md).
+    V <- unit rows of (beta G + (1 - beta) V), G the unit gradients at orthogonalised V, comes to rest where the
+    undamped iteration would (W. Mann, "Mean value methods in iteration", 1953). For a single factor it is the shifted
+    power method (T. Kolda and J. Mayo, 2011), which ascends once the shift (1 - beta) / beta is large enough. Without
+    one, gradients at R v that are nearly orthogonal to v, as where norms bound what the length of a vector does, throw
+    v about for ever. Under `qr` the share stays 1, as in the post: there the rows behind the first ones have to wander,
+    and damped ones recover fewer planted factors (docs/experiments.md).
 
     Args:
         objective: (A_k, penalty, c_k) of the iterations so far; a resumed fit finds the same share in them.
