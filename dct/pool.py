@@ -14,6 +14,9 @@ from dct.replies import AT_ONCE, Replies
 FEWEST = 4
 """Prompts with something to gain that an experiment takes, unless it asks for fewer."""
 
+LEAST = 8
+"""Prompts that are asked at a time, at least."""
+
 
 class Jury:
     """A judge who knows what the model says to each prompt when nothing steers it.
@@ -83,14 +86,14 @@ def divided(
     unsteered: dict[str, str] = {}
     verdicts: dict[str, Verdict] = {}
     texts = list(dict.fromkeys(prompts))
-    for start in range(0, len(texts), AT_ONCE):
-        some = texts[start : start + AT_ONCE]
+    found = 0
+    while len(verdicts) < len(texts) and found < wants:
+        some = texts[len(verdicts) :][: min(AT_ONCE, max(LEAST, 2 * (wants - found)))]
         unsteered.update(zip(some, replies.said([(None, prompt) for prompt in some]), strict=True))
         verdicts = dict(
             zip(unsteered, Jury(judge, unsteered).verdicts([*unsteered], [*unsteered.values()]), strict=True)
         )
-        if len(_gaining(verdicts, wanted)[0]) >= wants:
-            break
+        found = len(_gaining(verdicts, wanted)[0])
     kept, refused = _gaining(verdicts, wanted)
     labels = Counter(verdict.label for verdict in verdicts.values())
     if len(kept) < min(FEWEST, wants):

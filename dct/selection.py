@@ -88,7 +88,8 @@ def select(
     judging = judge or judge_by_name("refusal", lm)
     likely = [(None, prompt) for prompt in prompts[: n + settings.test]]
     kept = len(replies.known) - len(likely) + replies.missing(likely)  # of an earlier run, beyond those
-    watch.cost(lambda: _cost(replies, replies.expected(prompts, replies.missing(likely))))
+    if replies.missing(likely):
+        watch.cost(lambda: _cost(replies, replies.expected(prompts, replies.missing(likely))))
     watch.stage("unsteered")
     pool = divided(replies, judging, prompts, (n, settings.test), settings.wanted)
     watch.note(pool.told)

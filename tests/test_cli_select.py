@@ -85,6 +85,23 @@ def test_the_same_command_goes_on_after_a_cut(fitted):  # noqa: F811
     assert len(file.read_text().splitlines()) == len(lines)
 
 
+def test_ctrl_c_leaves_the_ranking_and_keeps_the_replies(fitted, monkeypatch):  # noqa: F811
+    before = (fitted / "rank.json").read_bytes()
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dct.selection.Scorer.__init__", interrupt)
+        result = run("rank", *SMALL, *JUDGE)
+    assert result.exit_code == 130
+    assert (fitted / "rank.json").read_bytes() == before
+    kept = (fitted / "completions.jsonl").read_text()
+    assert {json.loads(line)["vector"] for line in kept.splitlines()} == {"unsteered"}
+    ok("rank", *SMALL, *JUDGE)
+    assert (fitted / "completions.jsonl").read_text().startswith(kept)
+
+
 def test_replies_on_record_can_be_judged(ranked):
     content = as_json("judge", ranked[0] / "completions.jsonl")
     assert len(content) == len((ranked[0] / "completions.jsonl").read_text().splitlines())

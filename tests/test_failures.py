@@ -823,4 +823,4 @@ def test_ctrl_c_in_the_other_commands(fitted, monkeypatch, command):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dct.ranking.Scorer.__init__", interrupt)
-    fails(command, *([] if command == "rank" else ["--vector", 1]), says="interrupted", code=130)
+    fails(command, *(["--screen-only"] if command == "rank" else ["--vector", 1]), says="interrupted", code=130)

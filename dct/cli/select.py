@@ -90,7 +90,7 @@ def _selected(
     def tell(expected: "Cost") -> None:
         """Before each part of the experiment, what it will take."""
         costs.append(expected)
-        what = "seeing what there is to gain" if len(costs) == 1 else "choosing and testing, with the baselines"
+        what = "choosing and testing, with the baselines" if stage else "seeing what there is to gain"
         announce(terminal, expected, what, cure="--max-new-tokens, --keep or --test lower")
 
     def begin(what: str) -> None:
