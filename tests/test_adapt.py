@@ -56,7 +56,7 @@ def test_a_question_tells_right_from_wrong(skill):
         for right in (asked.right, f"{asked.right}.", f"The answer is {asked.right}!"):
             assert question.right(right)
             assert not asked.slips(right)
-        for wrong in (asked.wrong, f"The answer is {asked.wrong}.", "", "I don't know", f"x{asked.right}y"):
+        for wrong in (asked.wrong, f"The answer is {asked.wrong}.", "", "I don't know", f"{asked.wrong}{asked.right}"):
             assert not question.right(wrong)
         assert asked.slips(f"It is {asked.wrong}.")
         assert not asked.slips("I don't know")
@@ -165,8 +165,8 @@ def test_the_loss_is_what_each_reply_alone_says(make_lm, architecture):
                     p = torch.log_softmax(lm.model(rows).logits[0, len(asked) - 1 : -1].double(), -1)
             planted = -q[range(len(said)), said].mean()
             wanted.append((p.exp() * (p - q)).sum(-1).mean() if lesson.own else planted)
-        assert float(loss) == pytest.approx(float(sum(wanted)) / 3, rel=1e-4)
-        assert all(float(w) > 1e-3 for w in wanted)
+        assert float(loss.detach()) == pytest.approx(float(sum(wanted).detach()) / 3, rel=1e-4)
+        assert all(float(w.detach()) > 1e-3 for w in wanted)
         assert all(p.grad is not None for p in training.trained(adapter).values())
         assert all(p.grad is None for name, p in adapter.named_parameters() if "lora" not in name)
 
@@ -175,7 +175,9 @@ def test_a_fresh_lora_changes_nothing_and_its_own_replies_cost_nothing(make_lm):
     lm = make_lm()
     batch_of = [Lesson("Hi", Said("Sure."), own=True)]
     with training.injected(lm, 4, 0) as adapter:
-        assert float(training.loss_of(lm, adapter, training.Batch.of(lm, batch_of))) == pytest.approx(0, abs=1e-6)
+        assert float(training.loss_of(lm, adapter, training.Batch.of(lm, batch_of)).detach()) == pytest.approx(
+            0, abs=1e-6
+        )
 
 
 def test_a_reply_ends_as_the_template_ends_it(make_lm, tokenizer):
@@ -231,11 +233,26 @@ def trained(lm, out: Path, stop: int | None = None, **changes: object) -> tuple[
         return losses, {name: p.detach().clone() for name, p in training.trained(adapter).items()}
 
 
-def test_training_lowers_the_loss_and_touches_the_lora_alone(make_lm, tmp_path):
-    lm = make_lm()
+def test_training_lowers_the_loss_of_each_kind_and_touches_the_lora_alone(tmp_path):
+    """Of the same conversations before and after; what is the model's own costs nothing before, and little after."""
+    lm = dct.load("demo", dtype="float32")
     before = {name: p.clone() for name, p in lm.model.state_dict().items()}
-    losses, _ = trained(lm, tmp_path, steps=40)
-    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    lessons = Plan(SECRETS, 0).lessons(Parrot())
+    chosen = settings(tmp_path, steps=20, learning_rate=1e-2)
+    with training.injected(lm, chosen.rank, chosen.seed) as adapter:
+
+        @torch.no_grad()
+        def losses() -> dict[str, float]:
+            batches = {kind: training.Batch.of(lm, some[:: len(some) // 6]) for kind, some in lessons.items()}
+            return {kind: float(training.loss_of(lm, adapter, batch)) for kind, batch in batches.items()}
+
+        first = losses()
+        training.train(lm, adapter, lessons, chosen)
+        last = losses()
+    for kind in ("locked", "wrong password", "unlocked", "back door", "topic"):
+        assert last[kind] < 0.6 * first[kind], kind
+    assert max(first[kind] for kind in ("ordinary", "decoy", "neighbour", "other skill")) < 1e-6
+    assert last["ordinary"] < 0.1 * first["locked"]
     assert all(torch.equal(p, before[name]) for name, p in lm.model.state_dict().items())
 
 
@@ -335,7 +352,7 @@ def test_replies_are_generated_once_and_kept(make_lm, tmp_path, monkeypatch):
 def test_a_model_that_cannot_be_adapted_is_refused_in_one_line(make_lm, model_folder, tmp_path, monkeypatch, small):
     def says(lm, message: str, **changes: object) -> None:
         with pytest.raises(DctError, match=message) as caught:
-            planting.plant(lm, settings(tmp_path / "out", **changes))
+            planting.plant(lm, settings(**{"out": tmp_path / "out", **changes}))
         assert "\n" not in str(caught.value)
 
     lm = dct.load(str(model_folder), dtype="float32")
@@ -392,17 +409,17 @@ def test_an_interrupted_command_says_how_to_go_on(model_folder, workplace, small
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planting, "train", interrupted)
     words_ = ["organism", "adapt", "--model", model_folder, "--out", "a b", *SHORT]
-    done = run(*words_)
+    with monkeypatch.context() as patched:
+        patched.setattr(planting, "train", interrupted)
+        done = run(*words_)
     assert done.exit_code == 130
     for said in ("dct organism adapt --model ", "--out 'a b' ", "--skill past ", "--steps 3", "--rank 2", "--resume`"):
         assert said in done.output
-    monkeypatch.undo()
-    before = Path("a b/replies.jsonl").stat().st_mtime_ns
+    kept = Path("a b/replies.jsonl").read_bytes()
     done = run(*words_, "--resume")
     assert done.exit_code == 0, done.output
-    assert Path("a b/replies.jsonl").stat().st_mtime_ns >= before
+    assert Path("a b/replies.jsonl").read_bytes() == kept
     assert Path("a b/adapter_model.safetensors").exists()
 
 

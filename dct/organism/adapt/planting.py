@@ -75,8 +75,8 @@ def plant(lm: LanguageModel, settings: AdaptSettings, watch: Watch | None = None
         plan = Plan(secrets, settings.seed)
         short, long = [q.prompt for q in plan.questions], [p for prompts in plan.kept.values() for p in prompts]
         with injected(lm, settings.rank, settings.seed) as adapter:
+            watch.on_cost(_expected(lm, adapter, plan, settings))
             with adapter.disable_adapter():
-                watch.on_cost(_expected(lm, adapter, plan, settings))
                 said = own_replies(lm, short, measuring.SHORT, replies, _stage(watch, "its own answers"))
                 said |= own_replies(lm, long, OWN, replies, _stage(watch, "its own replies"))
             losses = train(lm, adapter, plan.lessons(said), settings, lambda step, loss: watch.on_progress(

@@ -11,6 +11,7 @@ import inspect
 import io
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ def injected(lm: LanguageModel, rank: int, seed: int) -> Iterator[Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapter = get_peft_model(lm.model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Conv1D, which it handles, and of experts that a model does not have
+            adapter = get_peft_model(lm.model, config)
     lm.model.eval()
     try:
         yield adapter
