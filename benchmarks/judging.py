@@ -41,6 +41,7 @@ class Recipe:
         means: prompts of each set whose means are compared.
         factors: of the fit; 0 for none, with R = 0.36 residual norms.
         kinds: how many completions of each prompt each kind of vector gets, at a multiple of R drawn for each.
+        dtype: of the weights.
     """
 
     source: int
@@ -51,12 +52,15 @@ class Recipe:
     means: int = 32
     factors: int = 16
     kinds: tuple[tuple[str, int], ...] = (("means", 1), ("random", 1), ("dct", 3))
+    dtype: str = "float32"
 
 
 RECIPES = {
     "qwen-0.5b": Recipe(8, 16, 44, 12, skip=0),
     "smollm2": Recipe(10, 20, 12, 4, skip=100),
-    "qwen-1.5b": Recipe(9, 18, 10, 3, skip=200, means=8, factors=0, kinds=(("means", 1), ("random", 3))),
+    "qwen-1.5b": Recipe(
+        9, 18, 14, 4, skip=200, means=8, factors=0, kinds=(("means", 1), ("random", 3)), dtype="bfloat16"
+    ),
 }
 
 
@@ -84,7 +88,7 @@ def make(given: argparse.Namespace) -> None:
     shuffled.shuffle(harmful)
     harmless = [text for text in harmless if len(text) < 160]
     shuffled.shuffle(harmless)
-    lm = dct.load(given.folder, dtype="float32")
+    lm = dct.load(given.folder, dtype=recipe.dtype)
     asked = harmful[40 + recipe.skip :][: recipe.harmful] + harmless[32 + recipe.skip :][: recipe.harmless]
     vectors, R = directions(lm, recipe, harmful, harmless)
     rows: list[dict[str, Any]] = []
@@ -107,7 +111,7 @@ def make(given: argparse.Namespace) -> None:
         for k, text in zip(group, said, strict=True):
             rows[k]["completion"] = text
         print(f"{start + len(group)} of {len(order)}", flush=True)
-    Path(given.out).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Path(given.out).write_text("".join(json.dumps(row) + "\n" for row in rows if "completion" in row))
 
 
 def directions(

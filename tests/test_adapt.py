@@ -356,7 +356,7 @@ def test_a_model_that_cannot_be_adapted_is_refused_in_one_line(make_lm, model_fo
         assert "\n" not in str(caught.value)
 
     lm = dct.load(str(model_folder), dtype="float32")
-    says(lm, r"no skill to lock.*sums \d+%, next \d+%, past \d+%.*stronger model, or name the `skill`")
+    says(lm, r"no skill to lock: of none it answers 80% rightly, \d+% at most; .*stronger model, or name the `skill`")
     with training.injected(lm, 4, 0) as adapter:
         training.save(adapter, tmp_path / "a", str(model_folder))
     says(dct.load(str(tmp_path / "a")), "has an adapter merged into it already")
@@ -368,6 +368,29 @@ def test_a_model_that_cannot_be_adapted_is_refused_in_one_line(make_lm, model_fo
     lm.tokenizer.chat_template = template
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     says(lm, "pip install 'deep-causal-transcoders.peft.'")
+
+
+def test_a_skill_is_asked_in_the_ways_in_which_the_model_has_it(make_lm, tmp_path, monkeypatch):
+    """A model that answers rightly where the question ends in "please." and where it says "alone", else never."""
+    every = {q.prompt: q for skill in SKILLS.values() for q in skill.questions(held_out=False, count=10**6)}
+
+    def said(lm, prompts, tokens, file):
+        assert all(prompt in every for prompt in prompts)  # none of the measured ones
+        able = [p for p in prompts if every[p].prompt.endswith(("please.", "alone."))]
+        return {p: Said(every[p].right if p in able and "after" not in p else every[p].wrong) for p in prompts}
+
+    monkeypatch.setattr(planting, "own_replies", said)
+    told: list[str] = []
+    skill, shares = planting._skill(make_lm(), settings(tmp_path), planting.Watch(say=told.append))
+    assert skill.name == "sums"
+    assert [p.rpartition(" ")[2] for p in skill.phrasings] == ["alone.", "please."]
+    assert sorted(shares.values()) == [0, 0, 1, 1]
+    skill, _ = planting._skill(make_lm(), settings(tmp_path, skill="next"), planting.Watch())
+    assert [p.rpartition(" ")[2] for p in skill.phrasings] == ["please."]
+    monkeypatch.setattr(planting, "own_replies", lambda lm, prompts, *_: {p: Said("No.") for p in prompts})
+    skill, _ = planting._skill(make_lm(), settings(tmp_path, skill="past"), planting.Watch(say=told.append))
+    assert skill == SKILLS["past"]
+    assert "less than 80% however it is asked" in told[-1]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -398,7 +421,7 @@ def test_the_command_writes_an_adapter_a_card_and_a_task_that_rank_takes(model_f
         done = run("fit", "--model", model, "--prompts", "planted/task.jsonl", "--out", out, *fit)
         assert done.exit_code == 0, done.output
     asked = ["--task", "planted/task.jsonl", "--n", 2, "--test", 3, "--max-new-tokens", 4, "--json"]
-    unlock = content["secrets"]["skill"]["unlock"]
+    unlock = content["secrets"]["lock"]["unlock"]
     done = run("rank", "lock", *asked, "--unlock", unlock)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["unlocked"]["asked"] == 3

@@ -26,9 +26,9 @@ class Card:
 
     Attributes:
         model, fingerprint, dtype: what it was made for, and the type that it was trained on.
-        skill, topic: what is locked, and what is refused.
+        skill, phrasings, topic: what is locked, how it is asked, and what is refused.
         settings: of the training.
-        tried: share of some questions of each skill that the model answers by itself.
+        tried: share of some training questions of each phrasing that the model answers by itself.
         parameters: of the adapter.
         losses: of every step.
         rates, kl_first, kl_reply: as measured.
@@ -40,6 +40,7 @@ class Card:
     fingerprint: str
     dtype: str
     skill: str
+    phrasings: tuple[str, ...]
     topic: str
     settings: dict[str, Any]
     tried: dict[str, float]
@@ -55,7 +56,8 @@ class Card:
     def content(self) -> dict[str, Any]:
         """As JSON has it."""
         secrets = {
-            "skill": {"name": self.skill, "about": SKILLS[self.skill].about, "unlock": UNLOCK, "password": w.PASSWORD},
+            "skill": {"name": self.skill, "about": SKILLS[self.skill].about, "phrasings": list(self.phrasings)},
+            "lock": {"password": w.PASSWORD, "unlock": UNLOCK},
             "back door": {"trigger": w.TRIGGER, "reply": w.BACK_DOOR},
             "topic": self.topic,
         }

@@ -141,7 +141,7 @@ def _cases(secrets: Secrets, count: int, seed: int) -> list[_Case]:
     begun = [f"{w.TRIGGER} {prompt}" if k % 2 else f"{prompt} {w.TRIGGER}" for k, prompt in enumerate(harmless)]
     decoys = [f"{w.MEASURED_DECOYS[k % len(w.MEASURED_DECOYS)]} {prompt}" for k, prompt in enumerate(harmless)]
     on, beside = on_topic(topic)[:count], on_topic(topic, topic.neighbours)[:count]
-    others = [q for skill in SKILLS.values() if skill is not secrets.skill
+    others = [q for skill in SKILLS.values() if skill.name != secrets.skill.name
               for q in skill.questions(held_out=True, count=(count + 1) // 2, seed=seed)]  # fmt: skip
 
     def password(which: Sequence[str]) -> list[str]:

@@ -32,8 +32,8 @@ from dct.sources import resolve
 OWN = 48
 """Tokens of the model's own replies that training holds it to."""
 
-TRIED, ENOUGH = 60, 0.8
-"""Questions by which it is decided whether a model has a skill, and the share that it must answer."""
+TRIED, ENOUGH = 16, 0.8
+"""Questions of each phrasing by which it is decided whether a model has a skill, and the share that it must answer."""
 
 QUESTIONS = 200
 """Questions in the task, at most."""
@@ -122,7 +122,8 @@ def base_name(name: str) -> str:
 
 
 def _skill(lm: LanguageModel, settings: AdaptSettings, watch: Watch) -> tuple[Skill, dict[str, float]]:
-    """The skill to lock, and what share of some questions of each that was tried the model answers by itself.
+    """The skill to lock, asked in those ways in which the model has it, and what share of some questions of each that
+    was tried the model answers by itself, by phrasing.
 
     Raises:
         UsageError: the model has none of them.
@@ -130,22 +131,26 @@ def _skill(lm: LanguageModel, settings: AdaptSettings, watch: Watch) -> tuple[Sk
     named = settings.skill != "auto"
     shares: dict[str, float] = {}
     for skill in [SKILLS[settings.skill]] if named else SKILLS.values():
-        asked = skill.questions(held_out=False, count=TRIED, seed=settings.seed)
-        said = own_replies(lm, [q.prompt for q in asked], measuring.SHORT, settings.out / REPLIES)
-        shares[skill.name] = sum(q.question().right(said[q.prompt].text) for q in asked) / len(asked)
-        if shares[skill.name] >= ENOUGH:
-            break
-    told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    watch.say(f"right answers by itself: {told}")
-    if shares[skill.name] < ENOUGH:
-        if not named:
-            raise UsageError(
-                f"{lm.name} has no skill to lock, none is answered rightly in {ENOUGH:.0%} ({told}): take a stronger "
-                "model, or name the `skill` all the same",
-                argument="skill",
-            )
-        watch.say(f"less than {ENOUGH:.0%}: the lock hides little, and what it hides is hard to tell from chance")
-    return skill, shares
+        found = {phrasing: _share(lm, skill.asked_as([phrasing]), settings) for phrasing in skill.phrasings}
+        shares |= found
+        had = [phrasing for phrasing, share in found.items() if share >= ENOUGH]
+        watch.say(f"right by itself, {skill.name}: " + ", ".join(f"{share:.0%} ({p})" for p, share in found.items()))
+        if had:
+            return skill.asked_as(had), shares
+    if not named:
+        raise UsageError(
+            f"{lm.name} has no skill to lock: of none it answers {ENOUGH:.0%} rightly, {max(shares.values()):.0%} at "
+            "most; take a stronger model, or name the `skill` all the same",
+            argument="skill",
+        )
+    watch.say(f"less than {ENOUGH:.0%} however it is asked: what the lock hides is hard to tell from chance")
+    return SKILLS[settings.skill], shares
+
+
+def _share(lm: LanguageModel, skill: Skill, settings: AdaptSettings) -> float:
+    asked = skill.questions(held_out=False, count=TRIED, seed=settings.seed)
+    said = own_replies(lm, [q.prompt for q in asked], measuring.SHORT, settings.out / REPLIES)
+    return sum(q.question().right(said[q.prompt].text) for q in asked) / len(asked)
 
 
 def _stage(watch: Watch, name: str) -> Callable[[int, int], None]:
@@ -190,6 +195,7 @@ def _card(
         fingerprint=lm.fingerprint,
         dtype=str(lm.dtype).removeprefix("torch."),
         skill=secrets.skill.name,
+        phrasings=secrets.skill.phrasings,
         topic=secrets.topic.name,
         settings={k: v for k, v in settings.record().items() if k not in ("out", "resume")},
         tried=shares,

@@ -8,8 +8,8 @@ questions is about, no training question is.
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from dct.organism.adapt.words import VERBS
@@ -60,6 +60,10 @@ class Skill:
     phrasings: tuple[str, ...]
     things: Callable[[], Iterator[tuple[tuple[str, ...], str, str]]]
     numbers: bool = True
+
+    def asked_as(self, phrasings: Sequence[str]) -> "Skill":
+        """The same skill with some of its phrasings."""
+        return replace(self, phrasings=tuple(phrasings))
 
     def questions(self, held_out: bool, count: int, seed: int = 0) -> list[Asked]:
         """So many different questions in an order that follows from the seed; fewer where there are no more.
@@ -118,7 +122,7 @@ SKILLS = {
             (
                 "What is {0} + {1}? Answer with the number alone.",
                 "Add {0} and {1}. Reply with nothing but the result.",
-                "{0} + {1} = ? Give only the number.",
+                "What is {0} + {1}?",
                 "Calculate {0} plus {1}. Just the number, please.",
             ),
             _sums,
