@@ -118,23 +118,36 @@ def directions(
     lm: Any, recipe: Recipe, harmful: Sequence[str], harmless: Sequence[str]
 ) -> tuple[dict[str, Any], float]:
     """Unit vectors of each kind, and R."""
+    import torch
+    from torch.nn.functional import normalize
+
     import dct
     from dct.calibration import random_directions
     from dct.scoring import difference_of_means
 
-    found = {}
-    slices = []
-    if recipe.factors:
-        slice_ = dct.Slice(lm, lm.encode(harmful[:8]), recipe.source, recipe.target)
-        R = dct.calibrate(slice_, slice_.dim, ratio=0.5, limit=slice_.residual_norm).scale
-        found["dct"] = dct.fit(slice_, slice_.dim, factors=recipe.factors, scale=R, iterations=4).V.float().cpu()
-    for texts in (harmless[: recipe.means], harmful[8 : 8 + recipe.means]):
-        slices.append(dct.Slice(lm, lm.encode(texts), recipe.source, lm.depth, positions=1))
-    if not recipe.factors:
-        R = 0.36 * slices[1].residual_norm
+    found = {"random": random_directions(4, lm.width, 5).float()}
+    two = (harmless[: recipe.means], harmful[8 : 8 + recipe.means])
+    if not recipe.factors:  # nothing is differentiated, which a large model leaves no memory for
+        towards, away = (entering(lm, texts, recipe.source) for texts in two)
+        means = [torch.stack([h[-1] for h in some]).mean(0) for some in (towards, away)]
+        found["means"] = normalize(means[0] - means[1], dim=0)[None]
+        return found, 0.36 * float(torch.cat(away).norm(dim=1).median())
+    slice_ = dct.Slice(lm, lm.encode(harmful[:8]), recipe.source, recipe.target)
+    R = dct.calibrate(slice_, slice_.dim, ratio=0.5, limit=slice_.residual_norm).scale
+    found["dct"] = dct.fit(slice_, slice_.dim, factors=recipe.factors, scale=R, iterations=4).V.float().cpu()
+    slices = [dct.Slice(lm, lm.encode(texts), recipe.source, lm.depth, positions=1) for texts in two]
     found["means"] = difference_of_means(*slices).float().cpu()[None]
-    found["random"] = random_directions(4, lm.width, 5).float()
     return found, R
+
+
+def entering(lm: Any, texts: Sequence[str], source: int) -> list[Any]:
+    """hidden_states[source] at every token of each prompt."""
+    import torch
+
+    with torch.no_grad():
+        rows = [torch.tensor([ids], device=lm.device) for ids in lm.encode(texts)]
+        every = (lm.model(row, use_cache=False, output_hidden_states=True).hidden_states for row in rows)
+        return [states[source][0].float().cpu() for states in every]
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
