@@ -13,7 +13,7 @@ from dct.errors import UsageError
 from dct.judging import COMPLIED, LABELS
 
 
-@scorer(metrics=[accuracy(), stderr()], name="judge")
+@scorer(metrics=[accuracy(), stderr()], name="judge")  # type: ignore[untyped-decorator, unused-ignore]
 def judged(judge: str = "refusal", wanted: str = COMPLIED, **options: Any) -> Scorer:
     """Correct is a reply with the wanted label that is coherent text.
 
