@@ -172,7 +172,8 @@ def _expected(lm: LanguageModel, adapter: object, plan: Plan, settings: AdaptSet
     rows += measuring.completions(plan.secrets, settings.count, settings.seed) * measuring.LONG // OWN
     spoken = completions_seconds(say, rows, AT_ONCE, OWN, lm.device)
     length = OWN + max(map(len, asked))
-    kept = settings.batch * 4 * 4 * (lm.vocabulary * OWN + 24 * lm.depth * lm.width * length)
+    # Four copies of the logits of replies, and what some 34 numbers of the stream's width keep in each block.
+    kept = settings.batch * 4 * (4 * lm.vocabulary * OWN + 34 * lm.depth * lm.width * length)
     return cost(spoken + step * settings.steps, max(kept, completion_bytes(lm, AT_ONCE, length)), lm.device, lm.memory)
 
 
