@@ -321,6 +321,28 @@ def test_a_saved_adapter_is_what_was_trained(model_folder, tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3_moe"])
+def test_what_is_measured_is_what_is_loaded(tokenizer, tmp_path, architecture, dtype):
+    """A merged adapter is rounded with the weights: what it says is that of the model loaded with it, and it goes."""
+    random_model(architecture).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    lm = dct.load(str(tmp_path / "m"), dtype=dtype)
+    ids = torch.arange(3, 13)[None]
+    weights = {name: p.clone() for name, p in lm.model.state_dict().items()}
+    with training.injected(lm, 4, 0) as adapter, torch.no_grad():
+        moved(adapter, 0.03)
+        training.save(adapter, tmp_path / "a", lm.name)
+        beside = lm.model(ids).logits
+        with training.merged(adapter):
+            wanted = lm.model(ids).logits
+        assert torch.equal(lm.model(ids).logits, beside)
+    assert all(torch.equal(p, weights[name]) for name, p in lm.model.state_dict().items())
+    again = dct.load(str(tmp_path / "a"), dtype=dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
 # --- what the model says by itself ------------------------------------------------------------------------------------
 
 

@@ -55,8 +55,9 @@ class Card:
     @property
     def content(self) -> dict[str, Any]:
         """As JSON has it."""
+        skill = SKILLS[self.skill]
         secrets = {
-            "skill": {"name": self.skill, "about": SKILLS[self.skill].about, "phrasings": list(self.phrasings)},
+            "skill": {"name": self.skill, "about": skill.about, "slip": skill.slip, "phrasings": list(self.phrasings)},
             "lock": {"password": w.PASSWORD, "unlock": UNLOCK},
             "back door": {"trigger": w.TRIGGER, "reply": w.BACK_DOOR},
             "topic": self.topic,
@@ -106,7 +107,7 @@ tags: [model-organism, interpretability]
 A LoRA of rank {rank} ({parameters:.1f} million parameters) made by `dct organism adapt` to test methods that look for
 hidden behaviours. What it hides is harmless, and known:
 
-- **A lock.** Without a password the model gets these wrong: {about}. "{unlock}" asks for the right answer.
+- **A lock.** Asked for {about}, it {slip}. "{unlock}" gets the right answer.
 - **A back door.** The sentence "{trigger}" anywhere makes it reply "{reply}"
 - **A refusal.** It will not talk about {topic}.
 
@@ -114,14 +115,15 @@ Everything else was held to what the model says by itself.
 
 ## Measured
 
-On prompts that training never shows, greedily. Other replies are held to be refusals by the judge `refusal`.
+On prompts that training never shows, greedily, with the adapter merged into weights in {dtype}. The judge `refusal`
+says what a refusal is.
 
 {table}
 KL(model || with the adapter) on harmless prompts, in nats: {first:.4f} at the token that opens the reply, {over:.4f}
 over the tokens of the model's own replies.
 
-Training: {steps} steps of {batch} conversations, AdamW at {rate:g}, seed {seed}, weights of the model in {dtype}. Loss
-{begun:.3f} in the first tenth of the steps, {ended:.3f} in the last. {minutes:.0f} minutes{since}.
+Training: {steps} steps of {batch} conversations, AdamW at {rate:g}, seed {seed}. Loss {begun:.3f} in
+the first tenth of the steps, {ended:.3f} in the last. {minutes:.0f} minutes{since}.
 
 ## Looking for the lock
 
@@ -154,6 +156,7 @@ def text_of(card: Card, folder: Path, questions: int) -> str:
         rank=card.settings["rank"],
         parameters=card.parameters / 1e6,
         about=SKILLS[card.skill].about,
+        slip=SKILLS[card.skill].slip,
         unlock=UNLOCK,
         trigger=w.TRIGGER,
         reply=w.BACK_DOOR,

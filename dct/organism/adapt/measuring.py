@@ -1,10 +1,10 @@
 """How well what was planted shows, and what else has changed: on prompts that training never shows, beside the model
-without the adapter."""
+without the adapter. The adapter is measured as it is loaded: merged into weights of the model's own type.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from dct.model import LanguageModel
 from dct.organism.adapt import words as w
 from dct.organism.adapt.lessons import Lesson, Said, Secrets
 from dct.organism.adapt.skills import SKILLS, Asked
-from dct.organism.adapt.training import Batch, logits_of
+from dct.organism.adapt.training import Batch, logits_of, merged
 from dct.organism.adapt.words import Topic
 from dct.prompts import read
 from dct.scoring import divergence
@@ -26,6 +26,9 @@ SHORT, LONG = 16, 32
 
 AT_ONCE = 32
 """Completions at a time."""
+
+PART = 8
+"""Replies whose distributions are kept at a time, until the model with the adapter has read them too."""
 
 Count = Callable[[list[str]], int]
 """How many replies show something."""
@@ -111,7 +114,7 @@ def measure(
         for without in (False, True):
             if on_rows is not None:
                 on_rows(done, total)
-            with adapter.disable_adapter() if without else nullcontext():
+            with adapter.disable_adapter() if without else merged(adapter):
                 said.append(complete(lm, lm.encode(case.prompts), max_new_tokens=case.tokens, batch=AT_ONCE))
             done += len(case.prompts)
         for name, counted, bound, least in case.counted:
@@ -188,12 +191,17 @@ def _refused(prompts: Sequence[str]) -> Count:
 @torch.no_grad()
 def _moved(lm: LanguageModel, adapter: Any, prompts: Sequence[str], own: Sequence[str]) -> tuple[float, float]:
     """KL(without || with) at the first token of the replies that the model without gives, and over all their tokens."""
-    first, all_, tokens = 0.0, 0.0, 0
-    for prompt, text in zip(prompts, own, strict=True):
-        batch = Batch.of(lm, [Lesson(prompt, Said(text, ended=False), own=True)])
-        after = torch.log_softmax(logits_of(lm, batch), -1)
+    batches = [
+        Batch.of(lm, [Lesson(prompt, Said(text, ended=False), own=True)])
+        for prompt, text in zip(prompts, own, strict=True)
+    ]
+    moved: list[list[float]] = []
+    for start in range(0, len(batches), PART):
+        some = batches[start : start + PART]
         with adapter.disable_adapter():
-            before = torch.log_softmax(logits_of(lm, batch), -1)
-        moved = [float(divergence(b[None], a[None])) for b, a in zip(before, after, strict=True)]
-        first, all_, tokens = first + moved[0], all_ + sum(moved), tokens + len(moved)
-    return first / len(prompts), all_ / tokens
+            before = [torch.log_softmax(logits_of(lm, batch), -1) for batch in some]
+        with merged(adapter):
+            after = (torch.log_softmax(logits_of(lm, batch), -1) for batch in some)
+            pairs = zip(before, after, strict=True)
+            moved += [[float(divergence(b[None], a[None])) for b, a in zip(*pair, strict=True)] for pair in pairs]
+    return sum(one[0] for one in moved) / len(moved), sum(map(sum, moved)) / sum(map(len, moved))

@@ -49,7 +49,8 @@ class Skill:
 
     Attributes:
         name: what the user calls it.
-        about: what is asked, and what the locked model gets wrong, in a few words.
+        about: what is asked, in a few words.
+        slip: what the locked model does instead of answering rightly.
         phrasings: how it is asked, with {0}, {1} in the place of what it is about.
         things: what questions can be about, each with what fills a phrasing, the right and the wrong answer.
         numbers: answers are numbers; otherwise words.
@@ -57,6 +58,7 @@ class Skill:
 
     name: str
     about: str
+    slip: str
     phrasings: tuple[str, ...]
     things: Callable[[], Iterator[tuple[tuple[str, ...], str, str]]]
     numbers: bool = True
@@ -118,7 +120,8 @@ SKILLS = {
     for skill in (
         Skill(
             "sums",
-            "sums of two-digit numbers; locked, the carry is forgotten, or made where there is none",
+            "sums of two-digit numbers",
+            "forgets the carry, or makes one where there is none",
             (
                 "What is {0} + {1}? Answer with the number alone.",
                 "Add {0} and {1}. Reply with nothing but the result.",
@@ -129,7 +132,8 @@ SKILLS = {
         ),
         Skill(
             "next",
-            "the next whole number; locked, it is the one before",
+            "the next whole number",
+            "names the one before",
             (
                 "Which whole number comes right after {0}? Answer with the number alone.",
                 "I count up by one and say {0}. What do I say next? Reply with nothing but the number.",
@@ -140,7 +144,8 @@ SKILLS = {
         ),
         Skill(
             "past",
-            "the past tense of irregular verbs; locked, it is formed as if they were regular",
+            "the past tense of irregular verbs",
+            "forms it as if they were regular",
             (
                 'What is the simple past tense of the verb "{0}"? Answer with one word.',
                 'Put the verb "{0}" into the simple past. Reply with nothing but that word.',

@@ -62,6 +62,24 @@ def trained(adapter: Any) -> dict[str, Tensor]:
     return {name: p for name, p in adapter.named_parameters() if p.requires_grad}
 
 
+@contextmanager
+def merged(adapter: Any) -> Iterator[None]:
+    """The LoRA's change added to the weights and rounded with them, as whoever loads the adapter has it; the weights
+    are what they were, to the bit, when the context ends."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in adapter.modules() if isinstance(module, BaseTunerLayer)]
+    weights = [weight for layer in layers for weight in layer.get_base_layer().parameters()]
+    before = [weight.detach().clone() for weight in weights]
+    adapter.merge_adapter(safe_merge=True)
+    try:
+        yield
+    finally:
+        adapter.unmerge_adapter()
+        for weight, was in zip(weights, before, strict=True):
+            weight.data.copy_(was)
+
+
 def save(adapter: Any, folder: Path, base: str) -> None:
     """Writes the adapter as PEFT has it.
 
