@@ -41,6 +41,7 @@ class Recipe:
         means: prompts of each set whose means are compared.
         factors: of the fit; 0 for none, with R = 0.36 residual norms.
         kinds: how many completions of each prompt each kind of vector gets, at a multiple of R drawn for each.
+        dtype: of the weights.
     """
 
     source: int
@@ -51,12 +52,15 @@ class Recipe:
     means: int = 32
     factors: int = 16
     kinds: tuple[tuple[str, int], ...] = (("means", 1), ("random", 1), ("dct", 3))
+    dtype: str = "float32"
 
 
 RECIPES = {
     "qwen-0.5b": Recipe(8, 16, 44, 12, skip=0),
     "smollm2": Recipe(10, 20, 12, 4, skip=100),
-    "qwen-1.5b": Recipe(9, 18, 10, 3, skip=200, means=8, factors=0, kinds=(("means", 1), ("random", 3))),
+    "qwen-1.5b": Recipe(
+        9, 18, 14, 4, skip=200, means=8, factors=0, kinds=(("means", 1), ("random", 3)), dtype="bfloat16"
+    ),
 }
 
 
@@ -84,7 +88,7 @@ def make(given: argparse.Namespace) -> None:
     shuffled.shuffle(harmful)
     harmless = [text for text in harmless if len(text) < 160]
     shuffled.shuffle(harmless)
-    lm = dct.load(given.folder, dtype="float32")
+    lm = dct.load(given.folder, dtype=recipe.dtype)
     asked = harmful[40 + recipe.skip :][: recipe.harmful] + harmless[32 + recipe.skip :][: recipe.harmless]
     vectors, R = directions(lm, recipe, harmful, harmless)
     rows: list[dict[str, Any]] = []
@@ -107,30 +111,43 @@ def make(given: argparse.Namespace) -> None:
         for k, text in zip(group, said, strict=True):
             rows[k]["completion"] = text
         print(f"{start + len(group)} of {len(order)}", flush=True)
-    Path(given.out).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Path(given.out).write_text("".join(json.dumps(row) + "\n" for row in rows if "completion" in row))
 
 
 def directions(
     lm: Any, recipe: Recipe, harmful: Sequence[str], harmless: Sequence[str]
 ) -> tuple[dict[str, Any], float]:
     """Unit vectors of each kind, and R."""
+    import torch
+    from torch.nn.functional import normalize
+
     import dct
     from dct.calibration import random_directions
     from dct.scoring import difference_of_means
 
-    found = {}
-    slices = []
-    if recipe.factors:
-        slice_ = dct.Slice(lm, lm.encode(harmful[:8]), recipe.source, recipe.target)
-        R = dct.calibrate(slice_, slice_.dim, ratio=0.5, limit=slice_.residual_norm).scale
-        found["dct"] = dct.fit(slice_, slice_.dim, factors=recipe.factors, scale=R, iterations=4).V.float().cpu()
-    for texts in (harmless[: recipe.means], harmful[8 : 8 + recipe.means]):
-        slices.append(dct.Slice(lm, lm.encode(texts), recipe.source, lm.depth, positions=1))
-    if not recipe.factors:
-        R = 0.36 * slices[1].residual_norm
+    found = {"random": random_directions(4, lm.width, 5).float()}
+    two = (harmless[: recipe.means], harmful[8 : 8 + recipe.means])
+    if not recipe.factors:  # nothing is differentiated, which a large model leaves no memory for
+        towards, away = (entering(lm, texts, recipe.source) for texts in two)
+        means = [torch.stack([h[-1] for h in some]).mean(0) for some in (towards, away)]
+        found["means"] = normalize(means[0] - means[1], dim=0)[None]
+        return found, 0.36 * float(torch.cat(away).norm(dim=1).median())
+    slice_ = dct.Slice(lm, lm.encode(harmful[:8]), recipe.source, recipe.target)
+    R = dct.calibrate(slice_, slice_.dim, ratio=0.5, limit=slice_.residual_norm).scale
+    found["dct"] = dct.fit(slice_, slice_.dim, factors=recipe.factors, scale=R, iterations=4).V.float().cpu()
+    slices = [dct.Slice(lm, lm.encode(texts), recipe.source, lm.depth, positions=1) for texts in two]
     found["means"] = difference_of_means(*slices).float().cpu()[None]
-    found["random"] = random_directions(4, lm.width, 5).float()
     return found, R
+
+
+def entering(lm: Any, texts: Sequence[str], source: int) -> list[Any]:
+    """hidden_states[source] at every token of each prompt."""
+    import torch
+
+    with torch.no_grad():
+        rows = [torch.tensor([ids], device=lm.device) for ids in lm.encode(texts)]
+        every = (lm.model(row, use_cache=False, output_hidden_states=True).hidden_states for row in rows)
+        return [states[source][0].float().cpu() for states in every]
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------

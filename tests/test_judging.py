@@ -240,7 +240,7 @@ def test_answers_that_are_known(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "says", "argument"),
     [
-        ("refusals", {}, "unknown `judge` 'refusals': choose llm, refusal, regex, task", "judge"),
+        ("refusals", {}, "unknown `judge` 'refusals': choose inspect, likelihood, llm, refusal, regex, task", "judge"),
         ("refusal", {"bound": 1}, "refusal has no option `bound` of its own: it has none", "bound"),
         ("regex", {}, "needs `complied` or `refused`", "judge"),
         ("regex", {"complied": "("}, "`complied`: '\\(' is no regular expression", "complied"),
@@ -289,7 +289,7 @@ def offer(tmp_path, monkeypatch):
 
 
 def test_a_built_in_judge_is_its_file():
-    assert built_in() == ("llm", "refusal", "regex", "task") == names()
+    assert built_in() == ("inspect", "likelihood", "llm", "refusal", "regex", "task") == names()
 
 
 def test_a_judge_of_another_package_is_found(offer):

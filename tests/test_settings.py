@@ -105,7 +105,7 @@ def value_of(p: Parameter) -> object:
         "scales": (0.5, 2.0),
         "memory": "2GB",
         "vector": ["3", "-4"],
-        "rank": [2, 1],
+        "rank": 5 if p.kind is int else [2, 1],
         "prompt": ["How?", "Why? `x`"],
         "method_options": {"p": 4.0},
         "judge_option": ["refused=sorry"],

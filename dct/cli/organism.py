@@ -1,4 +1,4 @@
-"""`dct organism`: make the demo model again, or measure a model that was made."""
+"""`dct organism`: make the demo model again, measure a model that was made, or plant secrets into a real one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dct.cli.adapt import adapt
 from dct.cli.signature import argument
 from dct.cli.terminal import Terminal, command, escape
 from dct.errors import DctError, InterruptedWorkError
@@ -76,7 +77,7 @@ def evaluate(
     terminal.result(_as_json(rates, steered))
 
 
-COMMANDS = {"train": train, "evaluate": evaluate}
+COMMANDS = {"train": train, "evaluate": evaluate, "adapt": adapt}
 
 
 def _teller(terminal: Terminal, advance: Callable[[str, int, int], None]) -> Callable[[Progress], None]:

@@ -5,6 +5,7 @@ torch: a help page is made of this alone, and has no time for methods that `Sett
 """
 
 from dct.declaration import Settings
+from dct.settings.adapt import AdaptSettings
 from dct.settings.fit import METHODS, CalibrationSettings, FitSettings, SeedSettings
 from dct.settings.judge import JudgeModelSettings, JudgeSettings
 from dct.settings.model import (
@@ -48,6 +49,7 @@ __all__ = [
     "GROUPS",
     "METHODS",
     "AblateSettings",
+    "AdaptSettings",
     "BenchOutputSettings",
     "BenchPromptSettings",
     "BenchSettings",
