@@ -18,7 +18,7 @@ def measured(workplace, monkeypatch) -> list[int]:
     """Rates that need no completions; keeps how many conversations were asked for."""
     counts: list[int] = []
 
-    def card(lm, count=100, seed=0, tell=None):
+    def card(lm, count=100, seed=0, planted=None, tell=None):
         counts.append(count)
         for name in ("a", "b"):
             tell(name)
@@ -35,7 +35,7 @@ def trained(measured, monkeypatch) -> list[dict]:
     asked: list[dict] = []
 
     def train(recipe, out, resume=False, report=None):
-        asked.append({"steps": recipe.steps, "seed": recipe.seed, "resume": resume})
+        asked.append({"steps": recipe.training.steps, "seed": recipe.training.seed, "resume": resume})
         shutil.copytree(DEMO_DIR, out, dirs_exist_ok=True)
         for step in (1, 2, 3):
             report(training.Progress("words", step, 3, 1.0 / step, 10, 0.5 * step))
