@@ -229,7 +229,7 @@ def test_every_kind_is_trained_loaded_sliced_and_steered(file: Path, made: dict[
             after = leaving()
     own = torch.stack([b - a for a, b in zip(before, after, strict=True)]).mean(0)
     torch.testing.assert_close(moved, own, rtol=2e-2, atol=2e-2 * float(own.abs().max()))
-    assert (made[file.stem] / "prompts" / "harmful.jsonl").is_file()
+    assert {prompts.stem for prompts in (made[file.stem] / "prompts").iterdir()} == {"harmful", "harmless"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
@@ -265,7 +265,7 @@ LINES = {
     "unknown key 'widht' in [training]: choose steps": "[training]\nwidht = 3",
     "batch = 'many' is no int": '[training]\nbatch = "many"',
     "decay must be from 0 to 1": "[training]\ndecay = 3.0",
-    "unknown kind 'letters': choose bpe, unigram, metaspace": '[tokenizer]\nkind = "letters"',
+    "unknown kind 'letters': choose bpe, metaspace": '[tokenizer]\nkind = "letters"',
     "names no model_type: add one": "[architecture]\nhidden_size = 32",
     "transformers knows no model_type 'lama': try llama": '[architecture]\nmodel_type = "lama"',
     "llama has no 'num_layers': did you mean num_hidden_layers": '[architecture]\nmodel_type = "llama"\nnum_layers = 3',

@@ -54,7 +54,7 @@ class TokenizerTable(Settings):
     table: ClassVar[str] = "tokenizer"
     title: ClassVar[str] = "Tokenizer"
 
-    kind: str = setting("bpe", "What it is.", check=choice("bpe", "unigram", "metaspace"))
+    kind: str = setting("bpe", "What it is.", check=choice("bpe", "metaspace"))
     size: int = setting(2048, "Tokens, control tokens and bytes included.", check=counted(300, 100_000))
     conversations: int = setting(30_000, "Conversations that it is trained on.", check=counted())
 

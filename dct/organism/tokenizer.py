@@ -1,7 +1,7 @@
 """The organism's tokenizer, trained on the generated text, with a chat template.
 
-Of three kinds: byte-level BPE as GPT-2 has it, a unigram model over the same bytes, and BPE over text whose spaces are
-written as "▁", with bytes for what it does not know, as Llama-2 has it. All of them give back the text that they read.
+Of two kinds: byte-level BPE as GPT-2 has it, and BPE over text whose spaces are written as "▁", with bytes for letters
+that it does not know, as Llama-2 has it. Both give back the text that they read.
 
 A conversation of the demo reads `<|user|>question<|end|><|assistant|>answer<|end|>`, with `<|system|>prompt<|end|>`
 before it if there is a system prompt. Nothing stands between `<|assistant|>` and the answer, so the first
@@ -48,27 +48,12 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 # --- kinds ------------------------------------------------------------------------------------------------------------
 
 
-def _bytes(model: models.Model) -> Tokenizer:
-    core = Tokenizer(model)
+def _bpe(corpus: Iterable[str], size: int, control: list[str]) -> Tokenizer:
+    core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     core.decoder = decoders.ByteLevel()
-    return core
-
-
-def _bpe(corpus: Iterable[str], size: int, control: list[str]) -> Tokenizer:
-    core = _bytes(models.BPE())
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=control, initial_alphabet=alphabet, show_progress=False
-    )
-    core.train_from_iterator(corpus, trainer)
-    return core
-
-
-def _unigram(corpus: Iterable[str], size: int, control: list[str]) -> Tokenizer:
-    core = _bytes(models.Unigram())
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.UnigramTrainer(
         vocab_size=size, special_tokens=control, initial_alphabet=alphabet, show_progress=False
     )
     core.train_from_iterator(corpus, trainer)
@@ -99,7 +84,6 @@ def _metaspace(corpus: Iterable[str], size: int, control: list[str]) -> Tokenize
 
 KINDS: Mapping[str, Callable[[Iterable[str], int, list[str]], Tokenizer]] = {
     "bpe": _bpe,
-    "unigram": _unigram,
     "metaspace": _metaspace,
 }
 """What a recipe can name: a function of a corpus, a size and control tokens."""

@@ -179,7 +179,7 @@ def train(
             torch.save(state | {"step": step + 1, "seconds": spent}, file.with_suffix(".tmp"))
             os.replace(file.with_suffix(".tmp"), file)
     model.eval()
-    save(model, tokenizer, out)
+    save(model, tokenizer, out, recipe)
     return model, tokenizer
 
 
@@ -205,12 +205,14 @@ def _restored(file: Path, model: PreTrainedModel, optimizer: torch.optim.Optimiz
     return state["step"], state["seconds"]
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write the weights (bfloat16), the tokenizer and the prompt sets."""
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, recipe: Recipe) -> None:
+    """Write the weights (bfloat16), the tokenizer and the prompt sets of what is planted."""
     rounded = copy.deepcopy(model).to(torch.bfloat16)  # type: ignore[arg-type]
     rounded.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(out)
     (out / "prompts").mkdir(exist_ok=True)
     for name, rows in text.prompt_sets().items():
+        if name not in recipe.mixture:
+            continue
         (out / "prompts" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
