@@ -46,7 +46,7 @@ def train(options: TrainSettings, output: OutputSettings) -> None:
         [
             ("promises", f"{met} of {len(rates)} kept"),
             ("saved", f"[bold]{escape(str(out))}[/bold]"),
-            ("next", f"[bold cyan]dct fit --model {escape(str(out))} --s 0 --t 8[/bold cyan]"),
+            ("next", f"[bold cyan]{escape(_fitted(out, lm.depth))}[/bold cyan]"),
         ],
     )
     terminal.result({"folder": str(out)} | _as_json(rates, steering))
@@ -107,6 +107,12 @@ def _again(options: TrainSettings, recipe: Recipe) -> str:
     again += f" --steps {told.steps} --seed {told.seed}"
     again += f" --start {shlex.quote(told.start)}" if told.start else ""
     return again + f" --learning-rate {told.learning_rate:g} --resume"
+
+
+def _fitted(out: Path, depth: int) -> str:
+    """The command that looks for what was planted: from the first block, on requests that training never shows."""
+    model, prompts = (shlex.quote(str(path)) for path in (out, out / "prompts" / "harmful.jsonl"))
+    return f"dct fit --model {model} --s 0 --t {2 * depth // 3} --prompts {prompts}"
 
 
 def _teller(terminal: Terminal, advance: Callable[[str, int, int], None]) -> Callable[[Progress], None]:

@@ -71,9 +71,7 @@ class TemplateTable(Settings):
     pad: str = setting("<|pad|>", "The control token that fills a batch.")
     begin: str = setting("", "A control token before the first turn.")
     control: list[str] = setting(["<|system|>", "<|user|>", "<|assistant|>"], "The control tokens within a turn.")
-    roles: dict[str, str] = field(
-        default_factory=dict, metadata=setting("", "Role -> what the template calls it.").metadata
-    )
+    roles: dict[str, str] = setting({}, "Role -> what the template calls it, where that is another word.")
     default_system: str = setting("", "The system prompt of a conversation that brings none.")
 
     def __post_init__(self) -> None:
