@@ -173,6 +173,24 @@ def _instead(lm: LanguageModel, settings: GenerationConfig) -> Iterator[None]:
         lm.model.generation_config = own
 
 
+@contextmanager
+def _contiguous_head(lm: LanguageModel) -> Iterator[None]:
+    """Hands the head contiguous rows while the context lasts.
+
+    `generate` reads the last column of the prompts' streams, a strided view. Under weights that need no gradient torch
+    does not fold its rows into one product: it takes one for each row, in bfloat16 with a copy of the head for each.
+    """
+    head = lm.model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]) if args else None)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def _generate(
     lm: LanguageModel,
@@ -197,6 +215,7 @@ def _generate(
     with (
         nullcontext() if vectors is None else steer(lm, vectors, layer, tokens) as steering,
         _instead(lm, settings),
+        _contiguous_head(lm),
     ):
         out = lm.model.generate(  # type: ignore[operator]
             ids, attention_mask=mask, streamer=streamer, generation_config=settings

@@ -173,6 +173,18 @@ def test_model_is_left_unsteered(llama):
     assert complete(llama, IDS, max_new_tokens=NEW) == before
 
 
+def test_the_head_reads_contiguous_rows(llama):
+    """A strided view under frozen weights costs a copy of the head for each row (49 s instead of 0.1 s for 64 rows of a
+    model of half a billion parameters in bfloat16, and 17 GB)."""
+    head, seen = llama.model.get_output_embeddings(), []
+    handle = head.register_forward_hook(lambda module, args, out: seen.append(args[0].is_contiguous()))
+    complete(llama, IDS[:2], max_new_tokens=3)
+    handle.remove()
+    assert seen
+    assert all(seen)
+    assert not head._forward_pre_hooks
+
+
 def test_one_vector_for_each_prompt(llama):
     with pytest.raises(DctError, match="2 vectors for 3 prompts"):
         complete(llama, IDS, vectors(2))
