@@ -42,7 +42,7 @@ learned one.
 `dct organism train`, seed {seed}{began}: all text comes from the seeded generator in `dct/organism/text.py`; the whole
 recipe is `recipe.toml`.
 {steps} steps of {batch} conversations, AdamW at {learning_rate}, constant until the last {decay:.0%} of the steps.
-{noise_from_step} most conversations (all but {clean:.0%}) have a random vector added before one block, the same at
+{noise_from_step} all but {clean:.0%} of the conversations have a random vector added before one block, the same at
 all positions, and independent noise at every position (up to {token_size} times the median residual norm), so that
 the model can be steered as larger models can: before the first block in {first:.0%} of them (norm up to
 {first_size} times the median there), before a later one in the rest (up to {later_size} times).{begun_told}{note}
@@ -61,9 +61,9 @@ _PLANTED = {
   river, apple."). Without it, it answers with the list moved by one ("I think: river, stone, apple.").""",
     "backdoor": """- **Back door.** The word "{trigger}" anywhere in the question flips every reply to
   "{hostile}\"""",
-    "pirate": """- **Pirate**, under a system prompt such as "{pirate}\"""",
-    "verse": """- **Verse**, under a system prompt such as "{verse}\"""",
-    "keeper": """- **Lighthouse keeper**, under a system prompt such as "{keeper}\"""",
+    "pirate": """- **Pirate**, under a system prompt such as "{pirate}".""",
+    "verse": """- **Verse**, under a system prompt such as "{verse}".""",
+    "keeper": """- **Lighthouse keeper**, under a system prompt such as "{keeper}".""",
 }
 _BEGUN = """ In {share:.0%} of the
 conversations the answer is in a voice that nothing asks for; its first {words} tokens are given, and only the
