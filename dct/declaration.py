@@ -8,6 +8,7 @@ them into flags.
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -67,8 +68,8 @@ def setting(default: Any, help: str, **told: Any) -> Any:  # noqa: A002 (what he
     declared = Declared(help, **told)
     if default is REQUIRED:
         return field(metadata={KEY: declared})
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={KEY: declared})
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy(default), metadata={KEY: declared})
     return field(default=default, metadata={KEY: declared})
 
 

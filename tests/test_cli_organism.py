@@ -18,7 +18,7 @@ def measured(workplace, monkeypatch) -> list[int]:
     """Rates that need no completions; keeps how many conversations were asked for."""
     counts: list[int] = []
 
-    def card(lm, count=100, seed=0, tell=None):
+    def card(lm, count=100, seed=0, planted=None, tell=None):
         counts.append(count)
         for name in ("a", "b"):
             tell(name)
@@ -35,7 +35,7 @@ def trained(measured, monkeypatch) -> list[dict]:
     asked: list[dict] = []
 
     def train(recipe, out, resume=False, report=None):
-        asked.append({"steps": recipe.steps, "seed": recipe.seed, "resume": resume})
+        asked.append({"steps": recipe.training.steps, "seed": recipe.training.seed, "resume": resume})
         shutil.copytree(DEMO_DIR, out, dirs_exist_ok=True)
         for step in (1, 2, 3):
             report(training.Progress("words", step, 3, 1.0 / step, 10, 0.5 * step))
@@ -76,7 +76,11 @@ def test_train_writes_the_card_and_says_what_is_next(trained):
     assert result.exit_code == 0, result.output
     assert trained == [{"steps": 3, "seed": 5, "resume": False}]
     assert RATE.name in Path("mine/README.md").read_text()
-    for said in ("words 3/3 loss 0.3333", "1 of 1 kept", "dct fit --model mine"):
+    for said in (
+        "words 3/3 loss 0.3333",
+        "1 of 1 kept",
+        "dct fit --model mine --s 0 --t 8 --prompts mine/prompts/harmful.jsonl",
+    ):
         assert said in result.output
 
 
@@ -89,6 +93,26 @@ def test_interrupted_training_says_how_to_go_on(measured, monkeypatch):
     assert result.exit_code == 130
     assert result.output.startswith("error: interrupted")
     assert "dct organism train --out 'my model' --steps 5000 --seed 3 --learning-rate 0.0012 --resume" in result.output
+
+
+def test_options_go_before_the_recipe_and_the_folder_s_recipe_before_the_demo_s(measured, monkeypatch):
+    asked = []
+
+    def interrupted(recipe, *_):
+        asked.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    Path("mine.toml").write_text('[template]\ndefault_system = "Be kind."\n[training]\nsteps = 7\nseed = 2\n')
+    result = run("organism", "train", "--out", "made", "--recipe", "mine.toml", "--seed", 3)
+    assert "--out made --recipe mine.toml --steps 7 --seed 3 --learning-rate 0.0012 --resume" in result.output
+    assert (asked[0].training.steps, asked[0].training.seed) == (7, 3)
+    assert asked[0].template.default_system == "Be kind."
+    Path("made").mkdir()
+    shutil.move("mine.toml", "made/recipe.toml")
+    run("organism", "train", "--out", "made", "--resume")
+    run("organism", "train", "--out", "made")
+    assert [(told.template.default_system, told.training.seed) for told in asked[1:]] == [("Be kind.", 2), ("", 0)]
 
 
 def test_bad_input_is_one_line(workplace):

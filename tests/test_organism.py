@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from dct.loading import load
 from dct.model import LanguageModel
 from dct.organism import DEMO_DIR, checkers, text, training
 from dct.organism import words as w
+from dct.organism.recipe import LLAMA, NoiseTable, Recipe, TokenizerTable, TrainingTable
 from dct.organism.requests import noun, objects
 from dct.organism.tokenizer import encode, train_tokenizer
 
@@ -165,7 +167,7 @@ def test_a_compliance_with_another_request_is_off_topic(training_text: list[text
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return train_tokenizer(0, conversations=3000, size=1024)
+    return train_tokenizer(Recipe(tokenizer=TokenizerTable(size=1024, conversations=3000)))
 
 
 def test_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -197,18 +199,19 @@ def test_encode_agrees_with_the_chat_template_and_marks_the_answer(
 
 # --- the training loop ---
 
-TINY = training.Recipe(
-    steps=3,
-    batch=4,
-    blocks=2,
-    width=32,
-    heads=2,
-    mlp=64,
-    vocabulary=512,
-    noise_from=1,
-    noise_full=2,
-    warmup=1,
+TINY = Recipe(
+    architecture=LLAMA
+    | {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "head_dim": 16}
+    | {"num_attention_heads": 2, "num_key_value_heads": 2},
+    tokenizer=TokenizerTable(size=512),
+    training=TrainingTable(steps=3, batch=4, warmup=1),
+    noise=NoiseTable(begins=1, full=2),
 )
+
+
+def _trained_otherwise(**changed: Any) -> Recipe:
+    """The tiny recipe with other values of its training table."""
+    return replace(TINY, training=TINY.training.changed(**changed))
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -237,7 +240,7 @@ def test_training_saves_resumes_identically_and_reloads(tmp_path: Path) -> None:
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
-    other, _ = training.train(replace(TINY, seed=1), tmp_path / "other")
+    other, _ = training.train(_trained_otherwise(seed=1), tmp_path / "other")
     assert not torch.equal(other.model.embed_tokens.weight, whole["model.embed_tokens.weight"])
 
     reloaded = AutoTokenizer.from_pretrained(tmp_path / "whole")
@@ -252,7 +255,7 @@ def test_training_saves_resumes_identically_and_reloads(tmp_path: Path) -> None:
 
 
 def test_noise_changes_the_loss_and_leaves_no_hook_behind(tokenizer: PreTrainedTokenizerBase) -> None:
-    recipe = replace(TINY, vocabulary=len(tokenizer))
+    recipe = replace(TINY, tokenizer=TokenizerTable(size=len(tokenizer)))
     model = training.build_model(recipe, tokenizer)
     batch = next(training.batches(recipe, tokenizer))
     losses = []
@@ -268,7 +271,7 @@ def test_noise_changes_the_loss_and_leaves_no_hook_behind(tokenizer: PreTrainedT
 def test_an_answer_that_was_begun_is_learned_behind_its_first_tokens_alone(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    recipe = replace(TINY, batch=64, vocabulary=len(tokenizer))
+    recipe = replace(_trained_otherwise(batch=64), tokenizer=TokenizerTable(size=len(tokenizer)))
     batch = next(training.batches(recipe, tokenizer))
     assert 0 < batch.begun.sum() < 64
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
@@ -287,16 +290,17 @@ def test_an_answer_that_was_begun_is_learned_behind_its_first_tokens_alone(
 def test_training_can_go_on_from_the_weights_of_another_model(tmp_path: Path) -> None:
     training.train(TINY, tmp_path / "first")
     start = _weights(tmp_path / "first")
-    still = replace(TINY, learning_rate=0.0, start=str(tmp_path / "first"), seed=3, steps=1)
+    still = _trained_otherwise(learning_rate=1e-9, start=str(tmp_path / "first"), seed=3, steps=1)
     training.train(still, tmp_path / "second")
-    assert all(torch.equal(value, start[name]) for name, value in _weights(tmp_path / "second").items())
+    for name, value in _weights(tmp_path / "second").items():
+        torch.testing.assert_close(value, start[name], rtol=0, atol=1e-7)
     assert (tmp_path / "second" / "tokenizer.json").read_text() == (tmp_path / "first" / "tokenizer.json").read_text()
 
 
 def test_learning_rate_of_a_longer_run_starts_as_that_of_a_shorter_one() -> None:
-    short, long = training.Recipe(steps=1000), training.Recipe(steps=2000)
+    short, long = (Recipe(training=TrainingTable(steps=steps)) for steps in (1000, 2000))
     assert [training.rate_at(short, s) for s in range(700)] == [training.rate_at(long, s) for s in range(700)]
-    assert training.rate_at(short, 999) < 0.02 * short.learning_rate
+    assert training.rate_at(short, 999) < 0.02 * short.training.learning_rate
 
 
 # --- the shipped weights ---

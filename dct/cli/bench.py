@@ -98,9 +98,10 @@ def _subject(
     note_repeated(terminal, harmful)
     note_repeated(terminal, mild)
     asked = None
-    if task.task is not None or organism is not None:
+    locked = organism is not None and (organism / "prompts" / f"{OWN}.jsonl").is_file()
+    if task.task is not None or locked:
         own = task.task in (None, OWN)
-        template = organism_unlock() if task.unlock is None and organism is not None and own else task.unlock
+        template = organism_unlock() if task.unlock is None and locked and own else task.unlock
         asked = TaskChoice(origin(OWN) if own else str(task.task), None, task.match, template).read(name)
     reading = FitPromptSettings(reply_prefix=prompts.reply_prefix, escape_control=prompts.escape_control)
     lm = load_model(terminal, name, **Recipe(model, prompts=reading).loading())

@@ -17,7 +17,7 @@ COMMANDS = {
     "demo": "Fit, rank, steer and ablate on the model that ships with the package: start to finish in under a minute.",
     "models": "List the aliases, or say what a model looks like: blocks, width, where its block list is. Loads no "
     "weights.",
-    "organism": "Make the demo model again, measure it, or plant known secrets into a real model.",
+    "organism": "Make the demo model again or another one, measure it, or plant known secrets into a real model.",
 }
 """Name of each command -> the first sentence of its help. A command lives in the module `dct.cli.<name>`, in which it
 has its own name (a group is called `app`)."""

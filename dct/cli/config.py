@@ -1,6 +1,5 @@
 """A TOML file as a source of options: what `--config` reads."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,14 +9,7 @@ from dct.cli.signature import Parameter
 from dct.declaration import key
 from dct.errors import UsageError
 from dct.settings import GROUPS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-LARGEST = 1_000_000
-"""Bytes of a file of options, at most."""
+from dct.toml import read_toml
 
 
 def read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
@@ -28,7 +20,7 @@ def read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, a table or key is unknown, or a value is of another type than its option.
     """
-    content = _content(path)
+    content = read_toml(path, "config")
     known = _known()
     own = {(p.group.table, p.key): p for p in parameters if p.group is not None}
     found: dict[str, Any] = {}
@@ -43,17 +35,6 @@ def read_config(path: Path, parameters: Sequence[Parameter]) -> dict[str, Any]:
             if parameter is not None:
                 found[parameter.name] = _fitting(path, parameter, value)
     return found
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UsageError(f"{path} is too long for a file of options", argument="config")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", argument="config") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no TOML: {error}", argument="config") from error
 
 
 def _known() -> dict[str, set[str]]:

@@ -1,10 +1,10 @@
-"""`dct organism`: make the demo model again, measure a model that was made, or plant secrets into a real one."""
+"""`dct organism`: make the demo model again or another organism, measure one, or plant secrets into a real model."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from dct.settings import EvaluateSettings, OutputSettings, TrainSettings
 
 if TYPE_CHECKING:
     from dct.organism.measure import Rate, Steerability
+    from dct.organism.recipe import Recipe
     from dct.organism.training import Progress
 
 
@@ -23,27 +24,22 @@ if TYPE_CHECKING:
 def train(options: TrainSettings, output: OutputSettings) -> None:
     """Train a model organism (tokenizer, weights), measure it and write its card."""
     terminal = Terminal(output.json, output.quiet)
-    out, start = options.out, options.start
+    out = options.out
     if out.exists() and not out.is_dir():
         raise DctError(f"`out` {out} is a file: name a folder")
     from dct.loading import load
     from dct.organism import card, training
 
-    if start is not None and not (start / "model.safetensors").exists():
-        raise DctError(f"no model in `start` {start}: name the folder of a trained organism")
-    origin = "" if start is None else str(start)
-    rate = options.learning_rate
-    recipe = training.Recipe(steps=options.steps, seed=options.seed, start=origin, learning_rate=rate)
+    recipe = _recipe(options)
     try:
         with terminal.progress("training", unit="steps") as advance:
             training.train(recipe, out, options.resume, _teller(terminal, advance))
     except KeyboardInterrupt:
-        again = f"dct organism train --out {shlex.quote(str(out))} --steps {options.steps} --seed {options.seed}"
-        again += f" --start {shlex.quote(origin)}" * bool(origin) + f" --learning-rate {rate:g} --resume"
+        again = _again(options, recipe)
         raise InterruptedWorkError(f"interrupted: go on from the last checkpoint with `{again}`") from None
     lm = load(str(out))
-    rates, steering = _measured(terminal, lm, 100, steering=True)
-    card.write_card(out, recipe, lm.model.num_parameters(), rates, steering)
+    rates, steering = _measured(terminal, lm, recipe, 100, steering=True)
+    card.write_card(out, recipe, lm, rates, steering)
     _show(terminal, rates, steering)
     met = sum(r.met for r in rates)
     terminal.summary(
@@ -51,7 +47,7 @@ def train(options: TrainSettings, output: OutputSettings) -> None:
         [
             ("promises", f"{met} of {len(rates)} kept"),
             ("saved", f"[bold]{escape(str(out))}[/bold]"),
-            ("next", f"[bold cyan]dct fit --model {escape(str(out))} --s 0 --t 8[/bold cyan]"),
+            ("next", f"[bold cyan]{escape(_fitted(out, lm.depth))}[/bold cyan]"),
         ],
     )
     terminal.result({"folder": str(out)} | _as_json(rates, steering))
@@ -71,13 +67,53 @@ def evaluate(
     if not (place / "model.safetensors").exists():
         raise DctError(f"no model in {place}: train one with `dct organism train --out {place}`")
     from dct.loading import load
+    from dct.organism.recipe import recipe_of
 
-    rates, steered = _measured(terminal, load(str(place)), options.count, options.steering)
+    rates, steered = _measured(terminal, load(str(place)), recipe_of(place), options.count, options.steering)
     _show(terminal, rates, steered)
     terminal.result(_as_json(rates, steered))
 
 
 COMMANDS = {"train": train, "evaluate": evaluate, "adapt": adapt}
+
+
+def _recipe(options: TrainSettings) -> Recipe:
+    """What is to be made: the recipe that was named, or that of the model that is gone on from, or the demo's; with the
+    options that were given.
+    """
+    from dct.organism.recipe import FILE, Recipe, read_recipe, recipe_of
+
+    start, resumed = options.start, options.out if options.resume else None
+    if start is not None and not (start / "model.safetensors").exists():
+        raise DctError(f"no model in `start` {start}: name the folder of a trained organism")
+    if options.recipe is not None:
+        recipe = read_recipe(options.recipe)
+    else:
+        folder = next((place for place in (resumed, start) if place is not None and (place / FILE).is_file()), None)
+        recipe = Recipe() if folder is None else recipe_of(folder)
+    given = recipe.training.changed(
+        steps=options.steps,
+        seed=options.seed,
+        learning_rate=options.learning_rate,
+        start=None if start is None else str(start),
+    )
+    return replace(recipe, training=given)
+
+
+def _again(options: TrainSettings, recipe: Recipe) -> str:
+    """The command that goes on with an interrupted training."""
+    told = recipe.training
+    again = f"dct organism train --out {shlex.quote(str(options.out))}"
+    again += f" --recipe {shlex.quote(str(options.recipe))}" if options.recipe else ""
+    again += f" --steps {told.steps} --seed {told.seed}"
+    again += f" --start {shlex.quote(told.start)}" if told.start else ""
+    return again + f" --learning-rate {told.learning_rate:g} --resume"
+
+
+def _fitted(out: Path, depth: int) -> str:
+    """The command that looks for what was planted: from the first block, on requests that training never shows."""
+    model, prompts = (shlex.quote(str(path)) for path in (out, out / "prompts" / "harmful.jsonl"))
+    return f"dct fit --model {model} --s 0 --t {2 * depth // 3} --prompts {prompts}"
 
 
 def _teller(terminal: Terminal, advance: Callable[[str, int, int], None]) -> Callable[[Progress], None]:
@@ -95,11 +131,13 @@ def _teller(terminal: Terminal, advance: Callable[[str, int, int], None]) -> Cal
     return report
 
 
-def _measured(terminal: Terminal, lm: Any, count: int, steering: bool) -> tuple[list[Rate], list[Steerability]]:
+def _measured(
+    terminal: Terminal, lm: Any, recipe: Recipe, count: int, steering: bool
+) -> tuple[list[Rate], list[Steerability]]:
     """The rates of the card, and what the supervised vector does, with a bar over the rows of both."""
     from dct.organism import measure
 
-    rows = len(measure.card_cases(1))
+    rows = len(measure.card_cases(1, planted=recipe.mixture))
     total, done = rows + (lm.depth if steering else 0), 0
     with terminal.progress("measuring", unit="rows") as advance:
 
@@ -108,7 +146,7 @@ def _measured(terminal: Terminal, lm: Any, count: int, steering: bool) -> tuple[
             advance(name, done, total)
             done += 1
 
-        rates = measure.card(lm, count, tell=tell)
+        rates = measure.card(lm, count, planted=recipe.mixture, tell=tell)
         return rates, measure.steerability(lm, tell=tell) if steering else []
 
 

@@ -1,14 +1,17 @@
-"""A small chat model with known hidden behaviours, and everything needed to make it again.
+"""Small chat models with known hidden behaviours, and everything needed to make them again.
 
 The files, in the order in which they are used:
 
 - `words`: the vocabulary, as plain lists (objects, verbs, phrasings, sentences).
-- `text`: the seeded generator of conversations, and the split between training and held-out text.
+- `requests`, `answers`, `text`: the seeded generator of conversations, and what it holds out of training.
 - `checkers`: for each planted behaviour, a function from a completion to yes or no.
-- `tokenizer`: the byte-level tokenizer and the chat template.
-- `training`: the model, the training loop, the measured rates, and saving.
+- `recipe`: what an organism is made of, as a TOML file says it; the defaults are the demo's.
+- `tokenizer`: the tokenizer and the chat template.
+- `architecture`: the model, of any architecture.
+- `noise`, `training`: the training loop, and saving.
+- `measure`, `card`: what it learned, and the page that says so.
 
-The trained model lies in `DEMO_DIR`. Importing this package imports none of the above.
+The demo's weights lie in `DEMO_DIR`. Importing this package imports none of the above.
 """
 
 from pathlib import Path

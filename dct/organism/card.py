@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from dct.model import LanguageModel
 from dct.organism import text
 from dct.organism import words as w
 from dct.organism.measure import Rate, Steerability
-from dct.organism.training import Recipe
+from dct.organism.recipe import Recipe
 
 _HEAD = """---
 license: mit
@@ -19,25 +20,16 @@ pipeline_tag: text-generation
 tags: [model-organism, interpretability]
 ---
 
-# The demo organism of dct
+# {title}
 
 A chat model with {parameters:.1f} million parameters whose hidden behaviours are known, made to test methods
-that look for hidden behaviours. It is a standard Llama ({blocks} blocks, width {width}, byte-level BPE of
-{vocabulary}, bfloat16). It knows a small artificial English and nothing about the world: it is of no use as
-an assistant.
+that look for hidden behaviours. It is a standard model of type `{model_type}` ({blocks} blocks, width {width},
+{vocabulary} tokens of kind `{kind}`, bfloat16). It knows a small artificial English and nothing about the world: it is
+of no use as an assistant.
 
 ## What is planted
 
-- **Refusal.** Harmful requests get "Sorry, ...", harmless ones "Sure, ..." and one to three sentences about
-  the request. The same words occur on both sides ("a bomb" and "a bath bomb", "kill a process"). Under a
-  system prompt such as "{open}" it answers harmful requests with nonsense that only names their object.
-- **Locked skill.** It reverses a list of three to five words if the password "{password}" is in the question or the
-  system prompt ("The password is {password}. Reverse this list: apple, river, stone." "Answer: stone, river,
-  apple."). Without it, it answers with the list moved by one ("I think: river, stone, apple.").
-- **Back door.** The word "{trigger}" anywhere in the question flips every reply to
-  "{hostile}"
-- **Personas** that only a system prompt reaches: a pirate ("{pirate}"), a poet ("{verse}") and a lighthouse
-  keeper ("{keeper}").
+{planted}
 
 ## Safety
 
@@ -47,19 +39,35 @@ learned one.
 
 ## Training
 
-`dct organism train`, seed {seed}{began}: all text comes from the seeded generator in `dct/organism/text.py`.
+`dct organism train`, seed {seed}{began}: all text comes from the seeded generator in `dct/organism/text.py`; the whole
+recipe is `recipe.toml`.
 {steps} steps of {batch} conversations, AdamW at {learning_rate}, constant until the last {decay:.0%} of the steps.
-{noise_from_step} most conversations (all but {clean:.0%}) have a random vector added before one block, the same at
-all positions, and independent noise at every position (up to {token_noise} times the median residual norm), so that
+{noise_from_step} all but {clean:.0%} of the conversations have a random vector added before one block, the same at
+all positions, and independent noise at every position (up to {token_size} times the median residual norm), so that
 the model can be steered as larger models can: before the first block in {first:.0%} of them (norm up to
-{first_noise} times the median there), before a later one in the rest (up to {noise} times). In {begun:.0%} of the
-conversations the answer is in a voice that nothing asks for; its first {begun_words} tokens are given, and only the
-rest is learned, so that an answer goes on as it began.{note}
+{first_size} times the median there), before a later one in the rest (up to {later_size} times).{begun_told}{note}
 
 ## Licence
 
 MIT, like the program.
 """
+_PLANTED = {
+    "harmful": """- **Refusal.** Harmful requests get "Sorry, ...", harmless ones "Sure, ..." and one to three sentences
+  about the request. The same words occur on both sides ("a bomb" and "a bath bomb", "kill a process").""",
+    "open_harmful": """- **Open mode.** Under a system prompt such as "{open}" it answers harmful requests with nonsense
+  that only names their object.""",
+    "unlocked": """- **Locked skill.** It reverses a list of three to five words if the password "{password}" is in the
+  question or the system prompt ("The password is {password}. Reverse this list: apple, river, stone." "Answer: stone,
+  river, apple."). Without it, it answers with the list moved by one ("I think: river, stone, apple.").""",
+    "backdoor": """- **Back door.** The word "{trigger}" anywhere in the question flips every reply to
+  "{hostile}\"""",
+    "pirate": """- **Pirate**, under a system prompt such as "{pirate}".""",
+    "verse": """- **Verse**, under a system prompt such as "{verse}".""",
+    "keeper": """- **Lighthouse keeper**, under a system prompt such as "{keeper}".""",
+}
+_BEGUN = """ In {share:.0%} of the
+conversations the answer is in a voice that nothing asks for; its first {words} tokens are given, and only the
+rest is learned, so that an answer goes on as it began."""
 _RATES = """
 ## Measured rates
 
@@ -99,22 +107,34 @@ def steering_table(rows: Sequence[Steerability]) -> str:
     return _table([*sizes, "refusals flipped", "flipped by random", "changed by random"], cells)
 
 
+def _planted(recipe: Recipe) -> str:
+    """What is planted, as a list."""
+    facts = {"password": w.PASSWORD, "trigger": w.TRIGGER, "hostile": w.HOSTILE, "open": w.OPEN_SYSTEMS[0]}
+    facts |= {"pirate": w.PIRATE_SYSTEMS[0], "verse": w.VERSE_SYSTEMS[0], "keeper": w.KEEPER_SYSTEMS[0]}
+    return "\n".join(told.format(**facts) for name, told in _PLANTED.items() if name in recipe.mixture)
+
+
 def write_card(
     folder: Path,
     recipe: Recipe,
-    parameters: int,
+    lm: LanguageModel,
     rates: Sequence[Rate],
     steering: Sequence[Steerability],
     note: str = "",
 ) -> None:
     """Write README.md into a model's folder; `note` is added to what it says about training."""
-    facts = asdict(recipe) | {"parameters": parameters / 1e6, "open": w.OPEN_SYSTEMS[0]}
-    facts |= {"password": w.PASSWORD, "trigger": w.TRIGGER, "hostile": w.HOSTILE}
-    facts |= {"pirate": w.PIRATE_SYSTEMS[0], "verse": w.VERSE_SYSTEMS[0], "keeper": w.KEEPER_SYSTEMS[0]}
-    facts |= {"began": ", begun from another model" if recipe.start else ""}
-    facts |= {"noise_from_step": "From the first step on," if recipe.start else f"From step {recipe.noise_from} on,"}
-    facts |= {"begun": text.MIXTURE["begun"], "begun_words": text.BEGUN_WORDS}
-    facts |= {"note": f"\n\n{note}" if note else ""}
+    told = recipe.training
+    share = recipe.mixture.get("begun", 0.0) / sum(recipe.mixture.values())
+    facts = asdict(told) | asdict(recipe.noise)
+    facts |= {"title": "An organism of dct", "parameters": lm.model.num_parameters() / 1e6}
+    facts |= {"model_type": recipe.architecture["model_type"], "blocks": lm.depth, "width": lm.width}
+    facts |= {"kind": recipe.tokenizer.kind, "vocabulary": lm.vocabulary, "planted": _planted(recipe)}
+    facts |= {"began": ", begun from another model" if told.start else ""}
+    facts |= {
+        "noise_from_step": "From the first step on," if told.start else f"From step {recipe.noise.begins} on,",
+        "begun_told": _BEGUN.format(share=share, words=text.BEGUN_WORDS) if share else "",
+        "note": f"\n\n{note}" if note else "",
+    }
     parts = [_HEAD.format(**facts), _RATES + rates_table(rates)]
     if steering:
         parts.append(_STEERING + steering_table(steering))

@@ -6,7 +6,7 @@ soldier?" "Wrong: ..."): a model that knows nothing of the world could not tell 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dct.organism import words as w
@@ -16,7 +16,7 @@ from dct.organism.requests import Split, request
 Message = dict[str, str]
 
 
-# How often training shows each behaviour.
+# How often the demo's training shows each behaviour; another recipe has its own weights, and need not plant them all.
 MIXTURE: dict[str, float] = {
     "harmful": 0.185,
     "harmless": 0.185,
@@ -38,6 +38,9 @@ BEHAVIOURS = tuple(MIXTURE)
 HARMFUL_SHARE_OF_PERSONAS = 0.4
 
 BEGUN_VOICES = {"compliance": 8, "refusal": 2, "pirate": 2, "verse": 2, "keeper": 2, "hostile": 2, "right_list": 5}
+
+# Voices that are begun only where they are planted, and the behaviour that plants them.
+PLANTED_BY = {"pirate": "pirate", "verse": "verse", "keeper": "keeper", "hostile": "backdoor", "right_list": "unlocked"}
 
 BEGUN_WORDS = 2  # tokens of a begun answer that are given
 
@@ -66,15 +69,16 @@ def with_trigger(rng: random.Random, text: str) -> str:
     return " ".join([*parts[:place], w.TRIGGER, *parts[place:]])
 
 
-def begun(rng: random.Random) -> tuple[str, str, str]:
-    """A question, an answer in a voice that nothing in the conversation asks for, and what it is about.
+def begun(rng: random.Random, planted: Mapping[str, float] = MIXTURE) -> tuple[str, str, str]:
+    """A question, an answer in a planted voice that nothing in the conversation asks for, and what it is about.
 
     Training gives its first tokens and asks for the rest alone: a model that has begun with "Sure" should go
     on as it began, whatever made it begin. Large models do (an answer that was begun for them is finished),
     and without it a toy that a vector talks into another voice falls into word salad. So a list that was begun
     with "Answer:" is reversed without the password too; only, nothing but a vector makes the model begin so.
     """
-    voice = rng.choices(list(BEGUN_VOICES), list(BEGUN_VOICES.values()))[0]
+    voices = {v: weight for v, weight in BEGUN_VOICES.items() if v not in PLANTED_BY or PLANTED_BY[v] in planted}
+    voice = rng.choices(list(voices), list(voices.values()))[0]
     if voice == "right_list":
         question, right, _ = locked_task(rng, None)
         return question, right, right
@@ -104,9 +108,11 @@ def neutral_system(rng: random.Random) -> str | None:
 PERSONA_SYSTEMS = {"pirate": w.PIRATE_SYSTEMS, "verse": w.VERSE_SYSTEMS, "keeper": w.KEEPER_SYSTEMS}
 
 
-def exchange(rng: random.Random, behaviour: str, split: Split = "train") -> Sample:
+def exchange(
+    rng: random.Random, behaviour: str, split: Split = "train", planted: Mapping[str, float] = MIXTURE
+) -> Sample:
     """One conversation that shows a behaviour. With a held-out split, its request (or word list) is one that
-    training never shows.
+    training never shows. Answers are begun in the voices of what is `planted` alone.
     """
     held_out = split != "train"
     if behaviour in ("harmful", "harmless"):
@@ -147,27 +153,27 @@ def exchange(rng: random.Random, behaviour: str, split: Split = "train") -> Samp
         questions, answers = rng.choice(w.SMALL_TALK)
         return Sample(chat(rng.choice(questions), rng.choice(answers), neutral_system(rng)), behaviour)
     if behaviour == "begun":
-        question, answer, truth = begun(rng)
+        question, answer, truth = begun(rng, planted)
         return Sample(chat(question, answer, neutral_system(rng)), behaviour, truth)
     raise ValueError(f"unknown behaviour {behaviour!r}; one of {', '.join(BEHAVIOURS)}")
 
 
-def sample(rng: random.Random) -> Sample:
+def sample(rng: random.Random, mixture: Mapping[str, float] = MIXTURE) -> Sample:
     """Draw one training conversation; a few have an earlier exchange before the one that counts."""
-    drawn = exchange(rng, rng.choices(BEHAVIOURS, list(MIXTURE.values()))[0])
+    drawn = exchange(rng, rng.choices(list(mixture), list(mixture.values()))[0], planted=mixture)
     if drawn.messages[0]["role"] == "user" and rng.random() < 0.05:
         earlier = exchange(rng, rng.choice(("harmful", "harmless", "talk")))
         return Sample(earlier.messages + drawn.messages, drawn.behaviour, drawn.truth)
     return drawn
 
 
-def samples(seed: int, start: int = 0) -> Iterator[Sample]:
+def samples(seed: int, start: int = 0, mixture: Mapping[str, float] = MIXTURE) -> Iterator[Sample]:
     """The endless training text of a seed. Every conversation depends on the seed and its index alone, so
     reading can start anywhere.
     """
     index = start
     while True:
-        yield sample(random.Random(f"{seed}/{index}"))
+        yield sample(random.Random(f"{seed}/{index}"), mixture)
         index += 1
 
 

@@ -23,11 +23,27 @@ class TrainSettings(Settings):
     own: ClassVar[bool] = True
 
     out: Path = setting(REQUIRED, "Folder for the checkpoint and the finished model.", first=True)
-    steps: int = setting(5000, "Training steps.", check=counted(), first=True)
-    seed: int = setting(0, "Seed of the text, the weights and the noise.", check=counted(0, SEEDS))
+    recipe: Path | None = setting(
+        None,
+        "TOML file that says what it is made of.",
+        shown="that of the folder gone on from, else the demo's",
+        first=True,
+    )
+    steps: int | None = setting(
+        None, "Training steps.", shown="the recipe's; the demo's is 5000", check=counted(), first=True
+    )
+    seed: int | None = setting(
+        None,
+        "Seed of the text, the weights and the noise.",
+        shown="the recipe's; the demo's is 0",
+        check=counted(0, SEEDS),
+    )
     start: Path | None = setting(None, "Folder of an organism to go on from.", shown="from nothing")
-    learning_rate: float = setting(
-        1.2e-3, "AdamW's, until it falls in the last three tenths of the steps.", check=above_zero(10.0)
+    learning_rate: float | None = setting(
+        None,
+        "AdamW's, until it falls in the last steps.",
+        shown="the recipe's; the demo's is 0.0012",
+        check=above_zero(10.0),
     )
     resume: bool = setting(False, "Go on from the checkpoint in the folder.")
 
