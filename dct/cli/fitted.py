@@ -127,7 +127,7 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     rows += [
         ("took", f"{info['seconds']:.3g} s, peak memory {human_bytes(info['peak_memory'])}"),
         ("saved", f"[bold]{escape(str(run.factors))}[/bold]"),
-        ("next", f"[bold cyan]{escape(rank)}[/bold cyan]  scores every vector against random ones"),
+        ("next", f"[bold cyan]{escape(rank)}[/bold cyan]  finds the best of them by what the model says"),
     ]
     title = (
         f"{len(factors)} {info['method']} factors of {short_name(info['model'])}, "
