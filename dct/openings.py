@@ -49,8 +49,9 @@ class Openings:
 
 
 def most_travelled(rows: Sequence[Sequence[int]], longest: int) -> list[int]:
-    """The path that rows of tokens have in common: from each place on, the most frequent next token, as long as at
-    least half of the rows that came so far go on with it, and two at least.
+    """The path that rows of tokens have in common: the most frequent first token, if two rows begin with it; then from
+    each place on the most frequent next one, as long as at least half of the rows that came so far go on with it, and
+    two at least.
     """
     path: list[int] = []
     group = list(rows)
@@ -59,7 +60,7 @@ def most_travelled(rows: Sequence[Sequence[int]], longest: int) -> list[int]:
         if not following:
             break
         [(token, count)] = following.most_common(1)  # of several the one that was met first
-        if count < FEWEST or 2 * count < len(group):
+        if count < FEWEST or (path and 2 * count < len(group)):
             break
         group = [row for row in group if len(row) > len(path) and row[len(path)] == token]
         path.append(token)

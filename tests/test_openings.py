@@ -24,6 +24,7 @@ def lm(make_lm) -> dct.LanguageModel:
         ([[1, 2], [1, 2], [1, 3], [1, 3]], 9, [1, 2]),  # half is enough; of two halves the first that was met
         ([[1, 2, 5], [1, 2, 6], [3], [3]], 9, [1, 2]),  # of those that came so far, not of all; then one each
         ([[7, 8], [1], [2]], 9, []),
+        ([[7, 8], [7, 9], [1], [2], [3]], 9, [7]),  # the most frequent beginning, though it is not that of half
         ([[7, 8, 9]], 9, []),  # one reply is no habit
         ([[1, 2], [1, 2], [1], [1], [1]], 9, [1]),  # most of those that came so far end here
         ([[], [], []], 9, []),
