@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="left out, the fit's own default, as with the next")
     parser.add_argument("--orthogonalize")
     parser.add_argument("--start", default="projected")
+    parser.add_argument("--beta", type=float, help="left out, the fit damps itself; 1 is the post's way")
     parser.add_argument("--lambda", type=float, dest="ratio", default=DEFAULT_LAMBDA)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -69,6 +70,7 @@ def main() -> None:
         iterations=given.iterations,
         orthogonalize=given.orthogonalize,
         start=given.start,
+        beta=given.beta,
         seed=given.seed,
     )
     scorer = Scorer(lm, words(lm, "Sure", "Sorry"), given.source, chosen_on, mild)

@@ -32,6 +32,9 @@ FLAT = 1e-3
 """The curve has saturated when a doubling moves it by less than this fraction, three times in a row."""
 
 
+LEAST = DEFAULT_LAMBDA / 2
+"""The response does not limit the default scale to where the ratio is less than this."""
+
 RESPONSE = 0.1
 """The default scale is no larger than where a random direction changes the target stream by this share of its norm. The
 factors of a fit come to respond about four times as strongly; where they change much more than that, what a model says
@@ -119,7 +122,8 @@ def usual(
 
         median over random unit w of |f(R w)| = 0.1 `target_norm`,
 
-    where it has one of those, so that factors do not drown the stream that they change.
+    where it has one of those, so that factors do not drown the stream that they change; but nowhere so small that the
+    ratio is below 0.25, where the map has nearly become linear.
 
     Args and errors as in `calibrate`.
     """
@@ -136,6 +140,8 @@ def usual(
         if abs(measure.response(scale) / bearable - 1) <= WITHIN:
             break
         scale *= bearable / measure.response(scale)
+    if measure(scale) < LEAST:
+        scale = _solved(measure, LEAST, found.scale).scale
     return measure.calibration(scale, DEFAULT_LAMBDA, limited=True)
 
 

@@ -158,7 +158,8 @@ def _logits(
     logits = readout(lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
     # A head may rule tokens out (-inf), though not those that are compared. The largest logit of a row tells of
     # NaN, of +inf, and of a row in which nothing is possible.
-    telling = torch.cat([logits[..., list(compared)], logits.amax(-1, keepdim=True)], -1)
+    places = torch.tensor(list(compared), dtype=torch.long, device=logits.device)
+    telling = torch.cat([logits[..., places], logits.amax(-1, keepdim=True)], -1)
     if not bool(torch.isfinite(telling).all()):
         raise NonFiniteError(
             f'the final norm or head of {lm.name} puts out NaN or infinity: try `dtype="float32"` or a lower `scale`'

@@ -122,11 +122,11 @@ def test_the_tour_with_no_other_argument_than_needed(workplace, model_folder):
     file = Path("runs/tiny-llama-exponential-1-3/factors.safetensors")
     assert str(file) in said
     assert "24 exponential factors" in said
-    assert "non-linearity ratio 0.50" in said
+    assert "non-linearity ratio 0.25" in said  # held by what the target stream bears
     assert "peak memory" in said
     assert "dct rank" in said
     info = config(file)
-    assert info["calibration"]["ratio"] == pytest.approx(0.5, rel=2e-3)
+    assert info["calibration"]["ratio"] == pytest.approx(0.25, rel=2e-3)
 
     said = ok("rank", "--screen-only").stdout
     for baseline in ("unsteered", "random, mean", "random, best", "supervised"):
@@ -737,7 +737,10 @@ import importlib, inspect, pkgutil
 import dct
 for module in pkgutil.walk_packages(dct.__path__, "dct."):
     if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as missing:  # an extra that the tests do not bring
+            assert missing.name.partition(".")[0] == "inspect_ai", missing
 for name in dct.__all__:
     value = getattr(dct, name)
     assert not inspect.ismodule(value), name

@@ -89,7 +89,7 @@ def test_likelihoods_of_a_model(file, model_folder):
         ('{"prompt": "a"}', [], 1, "record 1 of said.jsonl: completion is missing"),
         ('{"prompt": "a", "completion": null}', [], 1, "completion is null and no text"),
         ('{"prompt": "a", "completion": "b", "unsteered": 3}', [], 1, "unsteered is a number and no text"),
-        ('{"prompt": "a", "completion": "b"}', ["--judge", "x"], 2, "unknown --judge 'x': choose llm, refusal"),
+        ('{"prompt": "a", "completion": "b"}', ["--judge", "x"], 2, "unknown --judge 'x': choose inspect, likelihood"),
         ('{"prompt": "a", "completion": "b"}', ["--judge-option", "x"], 2, "--judge-option is an option of the judge"),
         ('{"prompt": "a", "completion": "b"}', ["--judge-option", "x=1"], 2, "refusal has no option `x` of its own"),
         ('{"prompt": "a", "completion": "b"}', ["--judge", "regex", "--model", "demo"], 2, "leave --model out"),

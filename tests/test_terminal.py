@@ -390,6 +390,7 @@ def test_a_file_opened_later_is_not_taken_for_a_closed_stdout(workplace):
 OURS = re.compile(  # with the prompts, which are titles
     r"^(expected: |café|naïve|slice |"
     r"scale R|tiny-llama|.*tiny-llama: llama|run/factors|[a-z ]+  |\s|✓|$|\S*\d|logit|rank |next|"
+    r"warning: the factors have not settled|"
     r"'\w+' is|'.*' and|[╭│├╰┬┴]|no prompts beyond|alias|Any |unsteered|vector |without |a random|model |\w[\w-]* +\w)"
 )
 
