@@ -20,7 +20,11 @@ from dct.scoring import Effect, Scorer
 FOUND, RANDOM, SUPERVISED, NOISE = ARMS = ("found", "random", "supervised", "noise")
 
 SCREENED = 8
-"""Prompts on which every vector is scored by likelihood."""
+"""Prompts on which every vector is scored by likelihood, and as many harmless ones on which its damage is measured."""
+
+BROKEN = 1.0
+"""Nats of damage above which a vector comes behind all others in the screen: any text becomes likelier than a refusal
+once the model talks nonsense."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Screen:
 
     @property
     def order(self) -> list[int]:
-        """The factors' vectors, highest score first."""
+        """The factors' vectors, highest score first, those that break the model last."""
         return _highest(self.effects)
 
     def pushes(self, arm: str, keep: int, aim: Aim, scales: Sequence[float]) -> list[Push]:
@@ -60,7 +64,7 @@ class Screen:
 
 
 def _highest(effects: Sequence[Effect]) -> list[int]:
-    return sorted(range(len(effects)), key=lambda k: -effects[k].score)
+    return sorted(range(len(effects)), key=lambda k: ((effects[k].kl or 0.0) > BROKEN, -effects[k].score))
 
 
 def screen(

@@ -143,7 +143,8 @@ class _Trial:
         for note in compared.notes:
             self.watch.note(note)
         few = self.pool.validation[:SCREENED]
-        scorer = Scorer(self.lm, compared, self.aim.layer, few, system=self.aim.system)
+        mild = self.mild[:SCREENED]
+        scorer = Scorer(self.lm, compared, self.aim.layer, few, mild, system=self.aim.system)
         arms = 4 if self.mild else 3
         contest = completions(rounds(self.tries, len(self.pool.validation), self.settings.exhaustive))
         planned = arms * (contest + len(self.pool.test) + len(self.mild))

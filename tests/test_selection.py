@@ -15,7 +15,7 @@ from torch import Tensor
 import dct
 from dct import DctError
 from dct import replies as making
-from dct.arms import ARMS, noise
+from dct.arms import ARMS, Screen, noise
 from dct.candidates import Aim
 from dct.factors import Factors
 from dct.generation import complete
@@ -25,7 +25,7 @@ from dct.ownrun import next_logs, own_difference
 from dct.pool import divided
 from dct.ranking import Watch
 from dct.replies import Push, Replies
-from dct.scoring import Scorer
+from dct.scoring import Effect, Scorer
 from dct.selection import select
 from dct.sweep import entering, lengths, spread, supervised
 from dct.wordpair import words
@@ -544,3 +544,10 @@ def test_mcnemar_is_exact(ahead, behind):
     ways = [sum(w) for w in itertools.product((0, 1), repeat=n)]
     extreme = sum(max(k, n - k) >= seen for k in ways)
     assert mcnemar(first, second) == pytest.approx(extreme / len(ways))
+
+
+def test_what_breaks_the_model_comes_last_in_the_screen():
+    """A score is high under nonsense too."""
+    effects = [Effect(9.0, 1.0, 4.6), Effect(1.0, 0.0, 0.1), Effect(3.0, 0.0, 0.9), Effect(8.0, 1.0, 1.2)]
+    screened = Screen([*"0123"], torch.eye(4), [1.0] * 4, effects, torch.eye(4), [Effect(0.0, 0.0, None)] * 4)
+    assert screened.order == [2, 1, 0, 3]
