@@ -111,9 +111,9 @@ class Watch:
 UNWATCHED = Watch()
 
 
-def multiples(settings: RankSettings) -> tuple[float, ...]:
-    """The multiples of R at which every vector is tried."""
-    return (1.0,) if settings.scales is None else tuple(cast(Sequence[float], settings.scales))
+def multiples(settings: RankSettings, otherwise: tuple[float, ...] = (1.0,)) -> tuple[float, ...]:
+    """The multiples of R at which every vector is tried; `otherwise` where nothing is said of them."""
+    return otherwise if settings.scales is None else tuple(cast(Sequence[float], settings.scales))
 
 
 def rank(

@@ -15,7 +15,6 @@ import torch
 from dct.arms import FOUND, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
 from dct.candidates import Aim, candidates, tries
 from dct.damage import Harmless
-from dct.errors import UsageError
 from dct.estimate import Cost, clocked, cost
 from dct.exam import Exam, Tally
 from dct.factors import Factors
@@ -27,7 +26,7 @@ from dct.model import LanguageModel
 from dct.openings import chosen_words, known_words, openings
 from dct.outcome import Champion, Selected, Selection
 from dct.pool import Jury, Pool, divided
-from dct.ranking import UNWATCHED, Watch
+from dct.ranking import UNWATCHED, Watch, multiples
 from dct.replies import Push, Replies
 from dct.scoring import Contrast, Scorer
 from dct.settings import RankSettings, SelectSettings
@@ -74,13 +73,11 @@ def select(
         UsageError, DctError: as in `rank`; too few prompts with something to gain.
     """
     settings, ranking = divided_settings(settings or SelectSettings(), changes)
-    if ranking.by != "score" or ranking.max_damage is not None:
-        raise UsageError("completions order the vectors: leave `by` and `max_damage` out, or add `screen_only`",
-                         argument="by")  # fmt: skip
+    ranking.leave_order()
     aim = Aim.of(factors, scale=factors.scale * ranking.scale)
     rows = lm.encode([*prompts, *harmless], aim.system)
     # What is wrong with a prompt, a scale, the texts or the model is said before the work.
-    tries(factors.V[:1], aim.scale, SCALES if ranking.scales is None else ranking.scales)
+    tries(factors.V[:1], aim.scale, multiples(ranking, SCALES))
     Contrast(lm, known_words(lm, ranking.positive, ranking.negative, aim.system), aim.layer, rows[:1])
     length = settings.max_new_tokens or (ON_CPU if lm.device.type == "cpu" else ON_GPU)
     tally = Tally(len(prompts), watch.on_rows)
@@ -124,7 +121,7 @@ class _Trial:
     exam: Exam[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scales = SCALES if self.ranking.scales is None else tuple(self.ranking.scales)
+        self.scales = multiples(self.ranking, SCALES)
         self.keep = min(self.settings.keep, len(candidates(self.factors)[0]))
         self.exam = Exam(self.replies, lambda prompt: prompt, self._right, self.settings.exhaustive)
 

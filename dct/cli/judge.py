@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dct.cli.signature import argument
-from dct.cli.terminal import Terminal, command, escape
+from dct.cli.terminal import Terminal, command, escape, titled
 from dct.errors import DctError, UsageError
 from dct.judging import COMPLIED, LABELS, Judge, Reply, Verdict, kind_of, wilson
 from dct.plainjson import dumps
@@ -146,16 +146,7 @@ def _show(terminal: Terminal, judging: Judge, records: Sequence[Record], verdict
 
 
 def _table(rows: dict[str, list[Verdict]]) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title="counts, with 95% intervals of their shares (Wilson); success: complied and coherent",
-        title_justify="left",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = titled("counts, with 95% intervals of their shares (Wilson); success: complied and coherent")
     table.add_column("vector" if len(rows) > 1 else "")
     for heading in ("replies", *LABELS, "coherent", "success"):
         table.add_column(heading, justify="right")

@@ -12,7 +12,7 @@ from dct.cli.judge import own_options
 from dct.cli.select import run_select
 from dct.cli.signature import argument
 from dct.cli.tasks import chosen_task, run_task
-from dct.cli.terminal import Terminal, command, escape, plain
+from dct.cli.terminal import Terminal, command, escape, plain, titled
 from dct.cli.work import RUN_HELP, open_run
 from dct.errors import UsageError
 from dct.judging import Judge, kind_of
@@ -107,9 +107,8 @@ def _judge(
     if not completes:
         if asked != JudgeSettings():
             raise UsageError("`judge` reads completions: leave `screen_only` and `task` out", argument="judge")
-    elif options.by != "score" or options.max_damage is not None:
-        raise UsageError("completions order the vectors: leave `by` and `max_damage` out, or add `screen_only`",
-                         argument="by")  # fmt: skip
+    else:
+        options.leave_order()
     if kind.uses_model:
         return lambda lm: kind(lm, **given)
     made = kind(None, **given)
@@ -209,16 +208,7 @@ def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int) 
 
 
 def _table(ranking: "Ranking", top: int) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=escape(f"{ranking.words.label} after the prompt, R = {ranking.scale:.4g}"),
-        title_justify="left",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = titled(escape(f"{ranking.words.label} after the prompt, R = {ranking.scale:.4g}"))
     several = ranking.scales != (1.0,)
     headings = ("rank", "vector", "score", "change", "flipped", "damage (KL)", "alpha")
     for heading in (*headings, "scale") if several else headings:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dct.cli.terminal import Terminal, escape
+from dct.cli.terminal import Terminal, escape, titled
 
 if TYPE_CHECKING:
     from dct.bench.runner import Outcome
@@ -13,17 +13,10 @@ if TYPE_CHECKING:
 
 def show(terminal: Terminal, report: "Report") -> None:
     """An experiment's table and what it says."""
-    from rich import box
     from rich.table import Table
 
     if report.rows:
-        table = Table(
-            title=f"({report.experiment}) {report.title}",
-            title_justify="left",
-            header_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
+        table = titled(f"({report.experiment}) {report.title}")
         first = report.rows[0]
         for name in report.shown:
             table.add_column(

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.costs import announce, as_estimate
-from dct.cli.terminal import Terminal, escape, plain
+from dct.cli.terminal import Terminal, escape, plain, titled
 from dct.lock import held
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import RankSettings, SelectSettings
@@ -155,17 +155,8 @@ def _content(found: "Selection") -> dict[str, Any]:
 
 
 def _table(found: "Selection", top: int) -> "Table":
-    from rich import box
-    from rich.table import Table
-
     what = "complies" if found.wanted == "complied" else f"is judged {found.wanted}"
-    table = Table(
-        title=escape(f"replies in which the model {what} and is coherent, R = {found.scale:.4g}"),
-        title_justify="left",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = titled(escape(f"replies in which the model {what} and is coherent, R = {found.scale:.4g}"))
     for heading in ("rank", "vector", "chosen by", "test", "p", "damage (KL)", "spoiled", "alpha", "scale"):
         table.add_column(heading, justify="right")
     best = found.found

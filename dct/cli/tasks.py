@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.costs import announce, as_estimate
-from dct.cli.terminal import Terminal, escape, plain
+from dct.cli.terminal import Terminal, escape, plain, titled
 from dct.errors import UsageError
 from dct.prompts import PromptSet, default_origin, fingerprint
 from dct.settings import ContestSettings, PromptSettings, RankSettings, TaskSettings
@@ -143,16 +143,7 @@ def _conclude(terminal: Terminal, run: "Run", ranking: "TaskRanking") -> None:
 
 
 def _table(ranking: "TaskRanking", top: int) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=f"right answers to {escape(ranking.task)}, R = {ranking.scale:.4g}",
-        title_justify="left",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = titled(f"right answers to {escape(ranking.task)}, R = {ranking.scale:.4g}")
     for heading in ("rank", "vector", "chosen by", "test", "damage (KL)", "alpha", "scale"):
         table.add_column(heading, justify="right")
 

@@ -15,6 +15,7 @@ from dct.settings import OutputSettings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 P = ParamSpec("P")
@@ -132,6 +133,14 @@ def shown(text: str) -> "Text":
     from rich.text import Text
 
     return Text(encodable(visible(text), getattr(sys.stdout, "encoding", None)))
+
+
+def titled(title: str) -> "Table":
+    """An empty table under its title, as this program draws one of results."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -72,6 +72,17 @@ class RankSettings(Settings):
     )
     seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
 
+    def leave_order(self) -> None:
+        """Refuses an order of the vectors where completions order them.
+
+        Raises:
+            UsageError: one was asked for.
+        """
+        if self.by != "score" or self.max_damage is not None:
+            raise UsageError(
+                "completions order the vectors: leave `by` and `max_damage` out, or add `screen_only`", argument="by"
+            )
+
 
 @dataclass(repr=False, eq=False, match_args=False)
 class TaskSettings(Settings):
