@@ -41,12 +41,8 @@ def configuration(architecture: Mapping[str, Any], **tokens: int | None) -> PreT
     except UsageError:
         raise
     except Exception as error:  # configurations check their sizes in many ways
-        if "Unrecognized model" in str(error):
-            raise UsageError(
-                f"[architecture] transformers knows no model_type {kind!r}: try llama, gpt_neox, qwen3 or gemma2",
-                argument="recipe",
-            ) from None
-        raise UsageError(f"[architecture] {kind}: {_line(error)}", argument="recipe") from error
+        unknown = f"transformers knows no model_type {kind!r}"
+        raise _refusal(kind, error, "Unrecognized model", unknown) from error
     return config
 
 
@@ -60,17 +56,18 @@ def build(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # what does not fit shows where a layer is made
-        if "Unrecognized configuration class" in str(error):
-            raise UsageError(
-                f"[architecture] {config.model_type} is no causal language model: try llama, gpt_neox, qwen3 or gemma2",
-                argument="recipe",
-            ) from None
-        raise UsageError(f"[architecture] {config.model_type}: {_line(error)}", argument="recipe") from error
+        kind = config.model_type
+        other = f"{kind} is no causal language model"
+        raise _refusal(kind, error, "Unrecognized configuration class", other) from error
     model.generation_config.max_new_tokens = NEW_TOKENS
     model.generation_config.do_sample = False
     return model
 
 
-def _line(error: Exception) -> str:
+def _refusal(kind: str, error: Exception, sign: str, told: str) -> UsageError:
+    """What transformers refuses, in one line: `told` where its words bear the sign, else that the sizes do not fit."""
     said = " ".join(str(error).split())
-    return f"its sizes do not fit: {said[:200]}" if said else type(error).__name__
+    if sign in said:
+        return UsageError(f"[architecture] {told}: try llama, gpt_neox, qwen3 or gemma2", argument="recipe")
+    why = f"its sizes do not fit: {said[:200]}" if said else type(error).__name__
+    return UsageError(f"[architecture] {kind}: {why}", argument="recipe")
