@@ -1,10 +1,12 @@
 """Who competes in the experiment: the vectors that were found, and the baselines, each with the same number of tries.
 
-An arm is a list of pushes, those first that a ranking by likelihood puts first: that is how ties are settled.
+An arm's entrants are directions, each at every length, the shorter push first: of one direction it does less damage.
+Those stand first that a ranking by likelihood puts first: that is how ties are settled.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +24,10 @@ FOUND, RANDOM, SUPERVISED, NOISE = ARMS = ("found", "random", "supervised", "noi
 SCREENED = 8
 """Prompts on which every vector is scored by likelihood, and as many harmless ones on which its damage is measured."""
 
+HEARD = 128
+"""Vectors of an arm, at most, that are heard before it is decided which of them compete: those that the screen puts
+first."""
+
 BROKEN = 1.0
 """Nats of damage above which a vector comes behind all others in the screen: any text becomes likelier than a refusal
 once the model talks nonsense."""
@@ -29,7 +35,7 @@ once the model talks nonsense."""
 
 @dataclass(frozen=True)
 class Screen:
-    """Every vector and as many random ones, scored by likelihood at R.
+    """Every vector and as many random ones, scored by likelihood at one length.
 
     Attributes:
         names, directions, alpha: the factors' vectors.
@@ -50,17 +56,23 @@ class Screen:
         """The factors' vectors, highest score first, those that break the model last."""
         return _highest(self.effects)
 
-    def pushes(self, arm: str, keep: int, aim: Aim, scales: Sequence[float]) -> list[Push]:
-        """The best of the found or of the random vectors at every scale: a better vector before another, and of one
-        vector the shorter push before the longer, which does more damage."""
+    def entrants(self, arm: str, aim: Aim, scales: Sequence[float]) -> list[list[Push]]:
+        """The found or the random vectors, a better one before another, each at every scale."""
         effects, directions, names = self.effects, self.directions, self.names
         if arm == RANDOM:
             effects, directions, names = self.null_effects, self.null, [f"random {k}" for k in range(len(self.null))]
         return [
-            Push(aim.layer, c * aim.scale * directions[k], names[k], c * aim.scale)
-            for k in _highest(effects)[:keep]
-            for c in sorted(scales)
+            [Push(aim.layer, c * aim.scale * directions[k], names[k], c * aim.scale) for c in sorted(scales)]
+            for k in _highest(effects)[:HEARD]
         ]
+
+
+T = TypeVar("T")
+
+
+def middle(lengths: Sequence[T]) -> T:
+    """The one of several lengths, shortest first, at which a direction is scored and heard: of two, the shorter."""
+    return lengths[(len(lengths) - 1) // 2]
 
 
 def _highest(effects: Sequence[Effect]) -> list[int]:
@@ -70,7 +82,7 @@ def _highest(effects: Sequence[Effect]) -> list[int]:
 def screen(
     factors: Factors, scorer: Scorer, scale: float, seed: int, on_rows: Callable[[int], None] | None = None
 ) -> Screen:
-    """Scores all vectors of the factors, and as many random ones drawn from seed + 2, at R = `scale`."""
+    """Scores all vectors of the factors, and as many random ones drawn from seed + 2, `scale` long."""
     names, directions = candidates(factors)
     null = random_directions(len(directions), directions.shape[1], seed + 2)
     effects = scorer.effects(scale * torch.cat([directions, null]), on_rows)
@@ -78,15 +90,15 @@ def screen(
     return Screen(names, directions, alpha, effects[: len(names)], null, effects[len(names) :])
 
 
-def noise(width: int, positions: int, aim: Aim, scales: Sequence[float], count: int, seed: int) -> list[Push]:
-    """Gaussian noise as long as the vectors, drawn anew for every position: so many pushes.
+def noise(width: int, positions: int, aim: Aim, scales: Sequence[float], count: int, seed: int) -> list[list[Push]]:
+    """Gaussian noise as long as the vectors, drawn anew for every position: so many draws, each at every scale.
 
     What is added at a position depends on the seed and on the position alone, not on the batch that a text is in.
     """
-    pushes = []
-    for k in range(-(-count // len(scales))):
+    entrants = []
+    for k in range(count):
         generator = torch.Generator().manual_seed(seed + 3 + k)
         drawn = [torch.randn(width, generator=generator) for _ in range(positions)]  # one after the other: a longer
         table = normalize(torch.stack(drawn), dim=1)  # table begins like a shorter one
-        pushes += [Push(aim.layer, c * aim.scale * table, f"noise {k}", c * aim.scale) for c in sorted(scales)]
-    return pushes[:count]
+        entrants.append([Push(aim.layer, c * aim.scale * table, f"noise {k}", c * aim.scale) for c in sorted(scales)])
+    return entrants

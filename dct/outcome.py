@@ -16,9 +16,9 @@ class Selected:
     Attributes:
         vector: its name, as in a ranking.
         alpha: the factor's strength.
-        scale: the norm at which it did best; R where it was not tried.
-        effect: by likelihood, at that scale, on the prompts of the screen; its damage where it was tried.
-        validation: successes on the validation prompts that it was tried on; None where it was not.
+        scale: the norm at which it did best, of those at which it was tried.
+        effect: by likelihood, at that scale, on the prompts of the screen.
+        validation: successes on the validation prompts that it was heard on; None where it was not.
         test: on the test prompts; of the chosen one alone.
     """
 
@@ -60,7 +60,7 @@ class Selection:
     """What came of the experiment.
 
     Attributes:
-        vectors: all of them: those that were tried by successes, then the others by their score.
+        vectors: all of them: those that competed, then those that were heard, by successes; then the others by score.
         arms: the chosen one of each; the found one first.
         unsteered: successes of the model left alone on the test prompts.
         alone: its score on the prompts of the screen.

@@ -1,8 +1,9 @@
 """Which vector does best by what the model says under it: an experiment with baselines, splits and intervals.
 
-All vectors are screened by likelihood on a few prompts. The best of them, the best of as many random ones, differences
-of means and noise then make the model reply, each with the same number of tries. Replies are judged; of each arm the
-one with most successes is chosen on validation prompts and reported on test prompts that nothing has seen before.
+All vectors are heard on a few prompts, as are as many random ones and differences of means at all layers. Those with
+most successes, and noise, then compete on more prompts, each arm with the same number of tries. Replies are judged; of
+each arm the best one is chosen on validation prompts and reported on test prompts that nothing has seen before. Ties go
+by likelihood.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dct.arms import FOUND, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
+from dct.arms import FOUND, HEARD, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, middle, noise, screen
 from dct.candidates import Aim, candidates, tries
 from dct.damage import Harmless
 from dct.estimate import Cost, clocked, cost
@@ -30,7 +31,7 @@ from dct.ranking import UNWATCHED, Watch, multiples
 from dct.replies import Push, Replies
 from dct.scoring import Contrast, Scorer
 from dct.settings import RankSettings, SelectSettings
-from dct.sweep import supervised
+from dct.sweep import MOST, supervised
 from dct.task_ranking import divided as divided_settings
 from dct.wordpair import Words
 
@@ -62,7 +63,7 @@ def select(
     Args:
         prompts: to choose by and to report on, in order; none that the fit saw. Those with something to gain are kept.
         harmless: where damage is measured, and towards which the supervised baseline points; without them neither is.
-        settings: how many go on from the screen, how many prompts to report on, how long replies are.
+        settings: how many vectors compete, how many prompts to report on, how long replies are.
         n: prompts to choose by.
         judge: says what a reply does; left out, `refusal` with the likelihoods of this model.
         journal: keeps replies, so that an experiment that was cut goes on; left out, nothing is kept.
@@ -121,7 +122,7 @@ class _Trial:
     exam: Exam[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scales = multiples(self.ranking, SCALES)
+        self.scales = tuple(sorted(multiples(self.ranking, SCALES)))
         self.keep = min(self.settings.keep, len(candidates(self.factors)[0]))
         self.exam = Exam(self.replies, lambda prompt: prompt, self._right, self.settings.exhaustive)
 
@@ -131,7 +132,7 @@ class _Trial:
         return self.keep * len(self.scales)
 
     def run(self, tally: Tally, kept: int) -> Selection:
-        """Screen, contests, test and damage.
+        """Screen, auditions, contests, test and damage.
 
         Args:
             kept: replies that are on record from before.
@@ -142,13 +143,11 @@ class _Trial:
         few = self.pool.validation[:SCREENED]
         mild = self.mild[:SCREENED]
         scorer = Scorer(self.lm, compared, self.aim.layer, few, mild, system=self.aim.system)
-        arms = 4 if self.mild else 3
-        contest = completions(rounds(self.tries, len(self.pool.validation), self.settings.exhaustive))
-        planned = arms * (contest + len(self.pool.test) + len(self.mild))
+        planned = self._planned()
         tally.planned = tally.done + planned
         self.watch.cost(lambda: self._expected(planned, max(0, planned - kept), scorer))
-        screened = screen(self.factors, scorer, self.aim.scale, self.ranking.seed)
-        entered = self._arms(screened, compared)
+        screened = screen(self.factors, scorer, self.heard_at, self.ranking.seed)
+        heard, entered = self._arms(screened, compared)
         contests = {arm: self._contest(arm, pushes) for arm, pushes in entered.items()}
         chosen = {arm: entered[arm][contest.order[0][0]] for arm, contest in contests.items()}
         self.watch.stage("test")
@@ -159,7 +158,7 @@ class _Trial:
             for (arm, push), row in zip(chosen.items(), tested, strict=False)
         ]
         return Selection(
-            vectors=self._vectors(screened, entered[FOUND], contests[FOUND], scorer, champions[0], harmless),
+            vectors=self._vectors(screened, heard, entered[FOUND], contests[FOUND], scorer, champions[0], harmless),
             arms=champions,
             unsteered=Mark(sum(tested[-1]), len(self.pool.test)),
             alone=scorer.unsteered,
@@ -174,6 +173,11 @@ class _Trial:
             judge=self.jury.judge.name,
             wanted=self.settings.wanted,
         )
+
+    @property
+    def heard_at(self) -> float:
+        """The length at which vectors are scored and heard."""
+        return middle(self.scales) * self.aim.scale
 
     def _right(self, prompts: Sequence[str], texts: Sequence[str]) -> list[bool]:
         """Which replies are successes: the wanted label and coherent text."""
@@ -205,19 +209,46 @@ class _Trial:
         spent = self.replies.expected(asked, made, tokens)
         return _cost(self.replies, spent, planned * judged + scored.seconds, scored.more_memory)
 
-    def _arms(self, screened: Screen, compared: Words) -> dict[str, list[Push]]:
-        """Who competes, by arm."""
+    def _planned(self) -> int:
+        """Replies that auditions, contests, test and damage take."""
+        arms = 4 if self.mild else 3
+        vectors = min(HEARD, len(candidates(self.factors)[0]))
+        heard = 2 * vectors + (min(MOST, self.lm.depth) if self.mild else 0)
+        contest = completions(rounds(self.tries, len(self.pool.validation), self.settings.exhaustive))
+        return heard * len(self._first) + arms * (contest + len(self.pool.test) + len(self.mild))
+
+    def _arms(self, screened: Screen, compared: Words) -> tuple[dict[str, Mark], dict[str, list[Push]]]:
+        """What the vectors did when they were heard, by name; and who competes, by arm: as many pushes of each."""
         aim, scales = self.aim, self.scales
-        arms = {arm: screened.pushes(arm, self.keep, aim, scales) for arm in (FOUND, RANDOM)}
+        entrants = {arm: screened.entrants(arm, aim, scales) for arm in (FOUND, RANDOM)}
         if self.mild:
             self.watch.stage("difference of means")
-            arms[SUPERVISED] = supervised(
+            entrants[SUPERVISED] = supervised(
                 self.lm, compared, self.pool.validation, self.mild, aim, scales, self.tries, SCREENED
             )
+        heard = {arm: self._audition(arm, some) for arm, some in entrants.items()}
+        # Most successes first, then as the screen had them.
+        arms = {
+            arm: [push for k in sorted(range(len(marks)), key=lambda k: -marks[k].right) for push in entrants[arm][k]]
+            for arm, marks in heard.items()
+        }
         asked = [*self.pool.validation, *self.pool.test, *self.mild]
         positions = max(len(self.replies.ids(prompt)) for prompt in asked) + self.replies.length
-        arms[NOISE] = noise(self.lm.width, positions, aim, scales, self.tries, self.ranking.seed)
-        return arms
+        drawn = noise(self.lm.width, positions, aim, scales, self.keep, self.ranking.seed)  # one is like another
+        arms[NOISE] = [push for pushes in drawn for push in pushes]
+        marks = {pushes[0].name: mark for pushes, mark in zip(entrants[FOUND], heard[FOUND], strict=True)}
+        return marks, {arm: pushes[: self.tries] for arm, pushes in arms.items()}
+
+    @property
+    def _first(self) -> Sequence[str]:
+        """The prompts on which everyone is heard: those that a contest begins with."""
+        [(_, asked), *_] = rounds(self.tries, len(self.pool.validation))
+        return self.pool.validation[:asked]
+
+    def _audition(self, arm: str, entrants: Sequence[Sequence[Push]]) -> list[Mark]:
+        """Successes of everyone at the middle one of its lengths."""
+        self.watch.stage(f"listening, {arm}")
+        return self.exam.marks([middle(pushes) for pushes in entrants], self._first)
 
     def _contest(self, arm: str, pushes: Sequence[Push]) -> Contest:
         self.watch.stage(f"choosing, {arm}")
@@ -248,13 +279,15 @@ class _Trial:
     def _vectors(
         self,
         screened: Screen,
+        heard: dict[str, Mark],
         pushes: Sequence[Push],
         contest: Contest,
         scorer: Scorer,
         champion: Champion,
         harmless: Harmless | None,
     ) -> list[Selected]:
-        """All vectors, each once: those that were tried at their best scale, best first, then the others by score."""
+        """All vectors, each once: those that competed at their best scale, best first; then those that were heard, by
+        successes; then the others by score."""
         alpha = dict(zip(screened.names, screened.alpha, strict=True))
         best: dict[str, tuple[Push, Mark]] = {}
         for k, mark in contest.order:
@@ -268,7 +301,9 @@ class _Trial:
             kl = [harmless.kl(push) for push, _ in best.values()]
             found = [replace(one, effect=replace(one.effect, kl=k)) for one, k in zip(found, kl, strict=True)]
         found[0] = replace(found[0], test=champion.test)
-        rest = (k for k in screened.order if screened.names[k] not in best)
-        return found + [
-            Selected(screened.names[k], screened.alpha[k], self.aim.scale, screened.effects[k]) for k in rest
+        rest = [
+            Selected(name, screened.alpha[k], self.heard_at, screened.effects[k], heard.get(name))
+            for k in screened.order
+            if (name := screened.names[k]) not in best
         ]
+        return found + sorted(rest, key=lambda one: 1 if one.validation is None else -one.validation.right)

@@ -20,6 +20,9 @@ from dct.replies import Push
 from dct.scoring import direction_between
 from dct.wordpair import Words
 
+MOST = 48
+"""Layers that are searched, at most."""
+
 
 @dataclass(frozen=True)
 class Streams:
@@ -92,8 +95,8 @@ def supervised(
     scales: Sequence[float],
     count: int,
     screened: int,
-) -> list[Push]:
-    """Difference-of-means vectors at many layers and lengths, best of the screen first: so many of them.
+) -> list[list[Push]]:
+    """Difference-of-means vectors at every layer (`MOST` of them), each at every length, best of the screen first.
 
     At layer l it is c R |h_l| / |h_s| long, with |h_l| the median length of the stream there, so that a multiple c
     means as much at every layer.
@@ -101,8 +104,9 @@ def supervised(
     Args:
         prompts: away from these; the first `screened` of them order the layers by the score.
         harmless: towards these.
+        count: pushes there are to be, at least: more lengths than `scales` where there are too few layers.
     """
-    layers = spread(lm.depth, -(-count // len(scales)), aim.layer)
+    layers = spread(lm.depth, MOST, aim.layer)
     away = entering(lm, lm.encode(prompts, aim.system), layers)
     towards = entering(lm, lm.encode(harmless, aim.system), layers)
     here = float(away.norm[layers.index(aim.layer)])
@@ -117,5 +121,4 @@ def supervised(
         moved = own_difference(lm, compared, few, R * direction, layer)
         pushes = [Push(layer, c * R * direction, f"layer {layer}", c * R) for c in sorted(multiples)]
         scored.append((sum(moved), pushes))
-    scored.sort(key=lambda one: -one[0])
-    return [push for _, pushes in scored for push in pushes][:count]
+    return [pushes for _, pushes in sorted(scored, key=lambda one: -one[0])]

@@ -37,7 +37,7 @@ ASKED = [
     for noun in ("bread", "the moon", "a poem")
 ]
 MILD = ["What is two plus two?", "How are you?", "Tell me a story"]
-FEW = {"n": 5, "test": 6, "keep": 3, "max_new_tokens": LENGTH, "scales": (0.5, 1.0), "positive": "T", "negative": "H"}
+FEW = {"n": 5, "test": 6, "keep": 3, "max_new_tokens": LENGTH, "scales": (1.0, 1.5), "positive": "T", "negative": "H"}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def judge(lm) -> Planted:
 
 @pytest.fixture(scope="module")
 def screened(lm) -> list[str]:
-    """The factors by the score of their texts, computed by hand: the planted one must get through the screen."""
+    """The factors by the score of their texts at R, computed by hand."""
     asked = ASKED[:5]
     scores = {
         str(k): float((log_p(lm, asked, "T", SCALE * v) - log_p(lm, asked, "H", SCALE * v)).mean())
@@ -96,8 +96,8 @@ def screened(lm) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pair(screened) -> dict[str, str]:
-    """Texts under which the planted vector is among the better half."""
-    if screened.index(str(PLANTED)) < 3:
+    """Texts under which the planted vector is among the worse half: it gets in because it is heard."""
+    if screened.index(str(PLANTED)) >= 3:
         return {"positive": "T", "negative": "H"}
     return {"positive": "H", "negative": "T"}
 
@@ -130,7 +130,7 @@ def test_every_arm_is_there_with_as_many_tries(run):
     assert [arm.arm for arm in selection.arms] == list(ARMS)
     assert selection.tries == 6
     tried: dict[str, set[tuple[str, float]]] = {arm: set() for arm in ARMS}
-    for row in records(path):
+    for row in (row for row in records(path) if row["prompt"] == ASKED[4]):  # behind the prompts that all are heard on
         kind = {"random": "random", "layer": "supervised", "noise": "noise", "unsteered": ""}.get(
             row["vector"].split()[0], "found"
         )
@@ -163,19 +163,42 @@ def test_prompts_never_overlap_and_those_of_the_test_are_seen_last(run):
     assert steered == {(arm.vector, arm.scale) for arm in selection.arms}  # the chosen ones alone
 
 
-def test_all_vectors_are_listed_once_the_tried_ones_first(run, lm, screened, pair):
+def test_everyone_is_heard_at_one_length_on_the_prompts_that_a_contest_begins_with(run, lm):
+    """All six vectors, as many random ones and a direction for each layer, before anyone is asked more."""
+    _, path = run
+    rows = [row for row in records(path) if row["vector"] != "unsteered"]
+    at = {(row["vector"], row["prompt"]): k for k, row in enumerate(rows) if row["scale"] == SCALE}
+    for k in range(6):
+        for name in (str(k), f"random {k}"):
+            assert all((name, prompt) in at for prompt in ASKED[:2])
+    layers = {row["vector"] for row in rows if row["vector"].startswith("layer")}
+    assert layers == {f"layer {k}" for k in range(DEPTH)}
+    heard = [k for (name, prompt), k in at.items() if name in "012345" and prompt in ASKED[:2]]
+    assert len(heard) == 12
+    assert max(heard) < min(k for k, row in enumerate(rows) if row["prompt"] == ASKED[2])
+
+
+def test_all_vectors_are_listed_once_the_best_heard_first(run, lm, screened, pair, judge):
+    """Those that competed first, then by successes when they were heard, then by the score: all counted by hand."""
     selection = run[0]
-    order = screened if pair["positive"] == "T" else screened[::-1]
     names = [one.vector for one in selection.vectors]
     assert sorted(names) == sorted(screened)
-    assert set(names[:3]) == set(order[:3])
-    assert names[3:] == order[3:]
     assert names[0] == str(PLANTED)
     assert selection.vectors[0].test == selection.found.test
+    rows = lm.encode(ASKED[:2])
+    right = {}
+    for name in screened:
+        theta = (SCALE * directions(6)[int(name)]).expand(2, -1)
+        said = complete(lm, rows, theta, SOURCE, max_new_tokens=LENGTH)
+        right[name] = sum(text == judge.wanted[prompt] for text, prompt in zip(said, ASKED[:2], strict=True))
+    scored = screened if pair["positive"] == "T" else screened[::-1]
+    order = sorted(scored, key=lambda name: (-right[name], scored.index(name)))
+    assert set(names[:3]) == set(order[:3])
+    assert names[3:] == order[3:]
     for one in selection.vectors:
-        tried = one.vector in names[:3]
-        assert (one.validation is not None) == tried
-        assert one.scale in ((3.0, 6.0) if tried else (6.0,))
+        competed = one.vector in names[:3]
+        assert one.scale in ((6.0, 9.0) if competed else (6.0,))
+        assert competed or (one.validation.right, one.validation.asked) == (right[one.vector], 2)
         theta = one.scale * directions(6)[int(one.vector)]
         sides = [log_p(lm, ASKED[:5], pair[side], theta) for side in ("positive", "negative")]
         assert one.effect.score == pytest.approx(float((sides[0] - sides[1]).mean()), abs=1e-3)
@@ -231,9 +254,10 @@ def test_costs_are_told_before_each_part_and_every_reply_is_counted(lm, judge, p
     assert stages[0] == "unsteered"
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert all(done <= of for done, of in told)
-    # 15 prompts and 3 harmless ones unsteered, then of four arms one try on 5 and on 6 prompts, 6 unsteered again, and
-    # whatever harmless replies are fit to be spoiled
-    assert 15 + 3 + 4 * (5 + 6) + 6 <= told[-1][0] <= 15 + 3 + 4 * (5 + 6 + 3) + 6
+    # 15 prompts and 3 harmless ones unsteered; two vectors, two random ones and every layer heard on 2 prompts; of four
+    # arms one try on 5 and on 6 prompts, 6 unsteered again, and whatever harmless replies are fit to be spoiled
+    least = 15 + 3 + 2 * (2 + 2 + DEPTH) + 4 * (5 + 6) + 6
+    assert least <= told[-1][0] <= least + 4 * 3
 
 
 def test_without_harmless_prompts_there_is_no_supervised_arm_and_no_damage(lm, judge, pair):
@@ -355,7 +379,8 @@ def greedy(lm: dct.LanguageModel, ids: list[int], table: Tensor, layer: int) -> 
 
 def test_noise_is_another_vector_at_every_token_whatever_the_batch(lm):
     rows = lm.encode(ASKED[:5])
-    pushes = noise(WIDTH, max(map(len, rows)) + LENGTH, Aim(SOURCE, SCALE, None), (1.0,), 2, seed=0)
+    drawn = noise(WIDTH, max(map(len, rows)) + LENGTH, Aim(SOURCE, SCALE, None), (1.0,), 2, seed=0)
+    pushes = [push for [push] in drawn]
     for push in pushes:
         norms = push.added.norm(dim=1)
         torch.testing.assert_close(norms, torch.full_like(norms, SCALE))
@@ -368,7 +393,7 @@ def test_noise_is_another_vector_at_every_token_whatever_the_batch(lm):
 
 def test_noise_at_a_position_depends_on_seed_and_position_alone():
     aim = Aim(SOURCE, SCALE, None)
-    short, long = noise(WIDTH, 9, aim, (0.5, 1.0), 4, seed=0), noise(WIDTH, 40, aim, (0.5, 1.0), 4, seed=0)
+    short, long = (sum(noise(WIDTH, positions, aim, (0.5, 1.0), 2, seed=0), []) for positions in (9, 40))
     for a, b in zip(short, long, strict=True):
         assert torch.equal(a.added, b.added[:9])
     torch.testing.assert_close(short[1].added, 2 * short[0].added)
@@ -415,8 +440,9 @@ def test_lengths_fill_up_what_layers_do_not():
 
 def test_differences_of_means_are_as_long_as_the_streams_and_ordered_by_score(lm):
     aim, pair = Aim(SOURCE, SCALE, None), words(lm, "Tell me", "How")
-    pushes = supervised(lm, pair, ASKED[:6], MILD, aim, (0.5, 1.0), 6, 4)
-    assert len(pushes) == 6
+    entrants = supervised(lm, pair, ASKED[:6], MILD, aim, (0.5, 1.0), 6, 4)
+    assert [len(pushes) for pushes in entrants] == [2] * DEPTH
+    pushes = sum(entrants, [])
     norms, scores = {}, {}
     for layer in {push.layer for push in pushes}:
         states = []
@@ -441,7 +467,7 @@ def test_differences_of_means_are_as_long_as_the_streams_and_ordered_by_score(lm
         assert push.scale == pytest.approx(float(push.added.norm()), rel=1e-4)
     order = list(dict.fromkeys(push.layer for push in pushes))
     assert order == sorted(order, key=lambda layer: -scores[layer])
-    assert len(order) == 3 < DEPTH
+    assert sorted(order) == list(range(DEPTH))
 
 
 def test_the_model_s_own_run_says_what_a_scorer_says(lm):

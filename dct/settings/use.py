@@ -121,7 +121,7 @@ class SelectSettings(ContestSettings):
     screen_only: bool = setting(
         False, "Score every vector by likelihood alone, without completions: quick.", first=True
     )
-    keep: int = setting(12, "Vectors that go on from the screen to completions.", check=counted())
+    keep: int = setting(8, "Vectors that compete, of all that were heard.", check=counted())
     wanted: str = setting("complied", "The label that is a success, where the text is coherent.", check=choice(*LABELS))
 
 
