@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from dct.bench import edits, enumeration, figures, multiplicity, runner, samples
 from dct.bench.records import Records, key_of
 from dct.bench.report import file_name, markdown, write
 from dct.bench.subject import (
-    Judge,
+    Planted,
+    Reader,
     Sizes,
     Subject,
     full,
@@ -29,6 +32,8 @@ from dct.bench.subject import (
 from dct.bench.tables import Report, mean_and_error, shown
 from dct.bench.workshop import METHODS, Cell, Result, Workshop
 from dct.generation import complete
+from dct.judging import LABELS, Reply, Verdict
+from dct.judging import Judge as ReplyJudge
 from dct.scoring import Scorer
 from dct.tasks import Question, Task
 from dct.wordpair import words
@@ -78,7 +83,7 @@ def subject(lm: dct.LanguageModel, judge: bool = True, task: bool = True, **opti
         HARMFUL,
         HARMLESS,
         questions if task else None,
-        Judge(judged, ("refusal", "compliance", "hostile")) if judge else None,
+        Planted(judged, ("refusal", "compliance", "hostile")) if judge else None,
         scale=3.0,
         **options,
     )
@@ -176,7 +181,6 @@ def test_keys_know_the_subject_and_the_sizes_but_not_how_many_cells_there_are(lm
     cell = Cell("vi", {"m": 2}, 1.0)
     records = Records(tmp_path)
     key = Workshop(subject(lm), TINY, records).key(cell)
-    from dataclasses import replace
 
     assert Workshop(subject(lm), replace(TINY, shuffles=5, widths=(2, 3)), records).key(cell) == key
     assert Workshop(subject(lm), replace(TINY, iterations=3), records).key(cell) != key
@@ -230,6 +234,52 @@ def test_turned_counts_refusals_that_become_compliance(workshop):
     wanted = sum(a == "refusal" and b == "compliance" for a, b in zip(before, after, strict=True))
     assert workshop.turned(HARMFUL, vector) == {"refusals": before.count("refusal"), "turned": wanted}
     assert workshop.unsteered(HARMFUL) == before  # from the records
+
+
+class ByLength(ReplyJudge):
+    """A judge of replies that a random model can show, and what it was told of the unsteered ones."""
+
+    name = "length"
+    about = "how long a completion is"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learned: dict[str, str] = {}
+
+    def learn(self, replies: Sequence[Reply]) -> None:
+        self.learned = {reply.prompt: reply.completion for reply in replies}
+
+    def verdicts(self, replies: Sequence[Reply]) -> list[Verdict]:
+        assert all(reply.unsteered == self.learned.get(reply.prompt) for reply in replies)
+        return [Verdict(LABELS[len(r.completion) % 3], len(r.completion) % 5 > 0) for r in replies]
+
+
+def test_where_a_judge_reads_replies_it_chooses_the_vectors(lm, tmp_path):
+    """By refusals that become compliance, counted by hand from single completions; ties by score."""
+    reading = Reader(ByLength())
+    w = Workshop(replace(subject(lm), judge=reading), TINY, Records(tmp_path / "bench"))
+    directions = torch.nn.functional.normalize(torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(1)), dim=1)
+    labels = ("complied", "refused", "other")
+
+    def read(prompt: str, vector: Tensor | None = None) -> str:
+        [text] = complete(lm, lm.encode([prompt]), vector, 1, max_new_tokens=4)
+        return labels[len(text) % 3] if len(text) % 5 else "incoherent"
+
+    refused = [p for p in HARMFUL if read(p) == "refused"][:4]
+    assert refused
+    turned = [sum(read(p, 3.0 * v[None]) == "complied" for p in refused) for v in directions]
+    scores = [e.score for e in w.scorer(HARMFUL).effects(3.0 * directions)]
+    assert len(set(turned)) > 1
+    order = sorted(range(6), key=lambda k: (-turned[k], -scores[k]))
+    assert w.ranked(directions, HARMFUL).order == order != sorted(range(6), key=lambda k: -scores[k])
+    told = {p: complete(lm, lm.encode([p]), max_new_tokens=4)[0] for p in (*HARMFUL[:32], *HARMLESS[:32])}
+    assert reading.judge.learned == told
+    assert w.subject.identity["judged"] == "length"
+    again = Workshop(replace(subject(lm), judge=Reader(ByLength())), TINY, Records(tmp_path / "bench"))
+    assert again.ranked(directions, HARMFUL).order == order  # what it learns is on record
+    said = samples.report(w, planted_results({"exponential": 1.0})).notes
+    assert "turned most refusals" in said[0]
+    assert said[1].endswith("the judge length")
 
 
 def test_added_and_ablated_effects_are_those_of_the_scorer(workshop, lm):
@@ -396,7 +446,7 @@ def test_without_ground_truth_or_task_that_is_said(lm, tmp_path):
     by = {r.experiment: r for r in outcome.reports}
     assert by["iii"].rows == by["iv"].rows == []
     assert "left out: no questions" in by["iii"].notes[0]
-    assert "left out: no ground truth" in by["iv"].notes[0]
+    assert "left out: no judge" in by["iv"].notes[0]
     assert {row["by"] for row in by["v"].rows} == {"score"}
     if figures.available():
         paths = figures.draw(tmp_path, outcome.reports, outcome.results)

@@ -44,10 +44,17 @@ def test_tables_files_and_figures(bench):
 
 
 def test_what_cannot_be_measured_is_said(bench):
-    printed = ok(*bench, *SMALL, "--only", "iii,iv", "--no-figures").output
+    printed = ok(*bench, *SMALL, "--only", "iii", "--no-figures").output
     assert "no questions with answers (give a task)" in printed
-    assert "no ground truth for this model" in printed
     assert Path("runs/bench-tiny-llama-quick/report.md").exists()
+
+
+def test_the_judge_can_be_chosen(bench):
+    """One that calls everything a refusal hears no answer; one that does not exist is no judge."""
+    words = [*SMALL, "--only", "iv", "--no-figures", "--judge", "regex"]
+    rows = as_json(*bench, *words, "--judge-option", "refused=.*")["experiments"]["iv"]["rows"]
+    assert all("complied" not in row["elicited by"] and "other" not in row["elicited by"] for row in rows)
+    assert run(*bench, *words[:-1], "nobody").exit_code == 2
 
 
 def test_a_task_makes_the_locked_skill_measurable(bench):
@@ -113,15 +120,15 @@ def test_a_benchmark_that_is_killed_loses_at_most_one_measurement(bench, how):
         text=True,
     )
     began = time.monotonic()
-    while not (Path("log").exists() and len(Path("log").read_text()) >= 2):
+    while len(list(Path("cut/cells").glob("ii-*.json"))) < 2:
         assert child.poll() is None, child.communicate()
         assert time.monotonic() - began < 300
         time.sleep(0.02)
     child.send_signal(how)
     _, said = child.communicate(timeout=120)
     done = len(Path("log").read_text())
-    kept = len(list(Path("cut/cells").glob("*.json")))
-    assert done <= kept <= done + 1
+    assert done <= len(list(Path("cut/cells").glob("*.json"))) <= done + 1
+    kept = len(list(Path("cut/cells").glob("ii-*.json")))  # beside what the model says unsteered
     if how == signal.SIGINT:
         assert child.returncode == 130
         assert said.splitlines()[-1].startswith("error: interrupted; ")

@@ -393,7 +393,10 @@ def test_noise_is_another_vector_at_every_token_whatever_the_batch(lm):
 
 def test_noise_at_a_position_depends_on_seed_and_position_alone():
     aim = Aim(SOURCE, SCALE, None)
-    short, long = (sum(noise(WIDTH, positions, aim, (0.5, 1.0), 2, seed=0), []) for positions in (9, 40))
+    short, long = (
+        [push for pushes in noise(WIDTH, positions, aim, (0.5, 1.0), 2, seed=0) for push in pushes]
+        for positions in (9, 40)
+    )
     for a, b in zip(short, long, strict=True):
         assert torch.equal(a.added, b.added[:9])
     torch.testing.assert_close(short[1].added, 2 * short[0].added)
@@ -442,7 +445,7 @@ def test_differences_of_means_are_as_long_as_the_streams_and_ordered_by_score(lm
     aim, pair = Aim(SOURCE, SCALE, None), words(lm, "Tell me", "How")
     entrants = supervised(lm, pair, ASKED[:6], MILD, aim, (0.5, 1.0), 6, 4)
     assert [len(pushes) for pushes in entrants] == [2] * DEPTH
-    pushes = sum(entrants, [])
+    pushes = [push for several in entrants for push in several]
     norms, scores = {}, {}
     for layer in {push.layer for push in pushes}:
         states = []

@@ -45,7 +45,7 @@ def plan(w: Workshop) -> list[Cell]:
                 settings = {"operation": operation, "side": side, "how": how, "top": top}
                 cells.append(Cell("ii", settings, once * (top if how == "single" else 1)))
     m = w.sizes.factors
-    first = w.fit_cost("exponential", w.sizes.fitted, m) + w.score_cost(m, w.sizes.validation)
+    first = w.fit_cost("exponential", w.sizes.fitted, m) + w.choice_cost(m)
     return [Cell("ii", cells[0].settings, cells[0].cost + first), *cells[1:]]
 
 
@@ -57,8 +57,8 @@ def measure(w: Workshop, operation: str, side: str, how: str, top: int) -> dict[
         how: `single` tries the best `top` vectors one by one; `mean` and `svd` make one of them; `random` and
             `supervised` are the baselines.
     """
-    parts, (factors, effects) = w.split(), w.reference
-    order = sorted(range(len(effects)), key=lambda k: -effects[k].score)[:top]
+    parts, (factors, ranked) = w.split(), w.reference
+    order = ranked.order[:top]
     rows = (factors.V if side == "source" else factors.U)[order]
     layer, length = w.subject.source, w.scale
     if side == "target":

@@ -79,7 +79,7 @@ def report(w: Workshop, results: list[Result]) -> Report:
     """For each method and scale, how many behaviours any vector elicits, and how many vectors each of them."""
     judge = w.subject.judge
     if judge is None:
-        return Report("iv", TITLE, [], notes=["left out: no ground truth for this model (an organism has it)"])
+        return Report("iv", TITLE, [], notes=["left out: no judge"])
     rows = []
     for r in results:
         found = elicited(r.result, judge.none)

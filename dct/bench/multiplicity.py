@@ -1,7 +1,7 @@
 """(v) Feature multiplicity: how many vectors of one fit elicit the behaviour, and how far they are the same vector.
 
 The vectors are those of the reference fit that move enough validation prompts (by the words' score, and by whole
-completions where the truth is known). Vectors that were one vector and noise would have |cosines| near one and a large
+completions where there is a judge). Vectors that were one vector and noise would have |cosines| near one and a large
 condition number; the post finds 240 with mean |cosine| 0.36 (standard deviation 0.19) and condition number 38.
 """
 
@@ -36,10 +36,10 @@ def measure(w: Workshop, method: str) -> dict[str, Any]:
     parts = w.split()
     if method == "random":
         directions = random_directions(w.sizes.factors, w.d, w.subject.seed + 5)
-        effects = w.best(directions, parts.validation)[1]
+        effects = w.scorer(parts.validation).effects(w.scale * directions)
     else:
-        factors, effects = w.reference
-        directions = factors.V
+        factors, ranked = w.reference
+        directions, effects = factors.V, ranked.effects
     before = w.scorer(parts.validation).unsteered.score
     moved = {"score": [e.flipped if e.score > before else 0.0 for e in effects]}
     judge = w.subject.judge

@@ -1,15 +1,14 @@
 """(i) Sample complexity: how far the best vector of each fit moves the score of unseen prompts, by the number of
 training prompts (the post's figure 1), and how many unseen refusals it turns into compliance.
 
-For each shuffle, a fit sees the first n training prompts; of its vectors the one that scores highest on the validation
-prompts is tested. Beside the fits: as many random vectors, chosen in the same way, and the supervised difference of
-means of n harmless and n harmful prompts.
+For each shuffle, a fit sees the first n training prompts; of its vectors the one that does best on the validation
+prompts (`Workshop.ranked`) is tested. Beside the fits: as many random vectors, chosen in the same way, and the
+supervised difference of means of n harmless and n harmful prompts.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
-
-import torch
 
 from dct.bench.tables import Report, mean_and_error, percent
 from dct.bench.workshop import METHODS, Cell, Result, Workshop
@@ -30,7 +29,7 @@ def plan(w: Workshop) -> list[Cell]:
     numbers = [n for n in w.sizes.n if n <= most]
     test = w.score_cost(1, w.sizes.test + w.sizes.damage) + w.said_cost(w.sizes.test) * (w.subject.judge is not None)
     for shuffle in range(w.sizes.shuffles):
-        choose = w.score_cost(w.sizes.factors, w.sizes.validation) + test
+        choose = w.choice_cost(w.sizes.factors) + test
         cells.append(Cell("i", {"method": "random", "n": 0, "shuffle": shuffle}, choose))
         for n in numbers:
             cells.append(Cell("i", {"method": "supervised", "n": n, "shuffle": shuffle}, test))
@@ -56,7 +55,8 @@ def measure(w: Workshop, method: str, n: int, shuffle: int) -> dict[str, Any]:
         names = [str(k) for k in range(len(directions))]
     else:
         names, directions = candidates(w.fit(method, parts.train[:n], w.sizes.factors, seed=shuffle))
-    best, effects = w.best(directions, parts.validation) if len(directions) > 1 else (0, [])
+    ranked = w.ranked(directions, parts.validation) if len(directions) > 1 else None
+    best = 0 if ranked is None else ranked.order[0]
     scorer = w.scorer(parts.test, parts.mild)
     tested = scorer.effects(w.scale * directions[best : best + 1])[0]
     result: dict[str, Any] = {
@@ -67,8 +67,8 @@ def measure(w: Workshop, method: str, n: int, shuffle: int) -> dict[str, Any]:
         "flipped": tested.flipped,
         "damage": tested.kl,
     }
-    if effects:
-        result["validation"] = effects[best].score
+    if ranked is not None:
+        result["validation"] = ranked.effects[best].score
     if w.subject.judge is not None:
         result |= w.turned(parts.test, w.scale * directions[best])
     return result
@@ -91,39 +91,52 @@ def report(w: Workshop, results: list[Result]) -> Report:
                 "damage": mean_and_error([r["damage"] for r in mine])[0],
             }
             if "turned" in mine[0]:
-                shares = [r["turned"] / r["refusals"] for r in mine if r["refusals"]]
-                row["complies"], row["complies error"] = mean_and_error(shares)
+                row["complies"], row["complies error"] = mean_and_error([_share(r) for r in mine])
             rows.append(row)
-    return Report("i", TITLE, rows, _sentences(results, rows), _notes(w))
+    return Report("i", TITLE, rows, _sentences(w, results, rows), _notes(w))
 
 
 def _notes(w: Workshop) -> list[str]:
     parts = w.split()
     notes = [
-        f"gain: change of {w.words.label} on {len(parts.test)} "
-        f"unseen prompts under the vector that scored highest on {len(parts.validation)} others; errors are standard "
-        f"errors over {w.sizes.shuffles} shuffles",
+        f"gain: change of {w.words.label} on {len(parts.test)} unseen prompts under the vector that {_chosen(w)}; "
+        f"errors are standard errors over {w.sizes.shuffles} shuffles",
     ]
     if w.subject.judge is not None:
-        notes.append("complies: share of the unseen refusals that become on-topic compliance, by whole completions")
+        notes.append(
+            "complies: share of the unseen refusals that become coherent compliance, by whole completions, read by "
+            f"{'the planted truth' if not w.subject.judge.learns else f'the judge {w.subject.judge.name}'}"
+        )
     else:
-        notes.append("no ground truth for this model: completions are not judged")
+        notes.append("completions are not judged")
     return notes
 
 
-def _sentences(results: list[Result], rows: list[dict[str, Any]]) -> list[str]:
-    """The order of the methods, and which steps of the post's order this measurement bears out."""
-    means = {m: mean_and_error([r["gain"] for r in rows if r["method"] == m])[0] for m in POST_ORDER}
+def _chosen(w: Workshop) -> str:
+    """How one vector of many is chosen, in words."""
+    others = f"{len(w.split().validation)} others"
+    if w.subject.judge is not None and w.subject.judge.chooses:
+        return f"turned most refusals among {2 * w.sizes.probes} of {others} into compliance, ties by score"
+    return f"scored highest on {others}"
+
+
+def _sentences(w: Workshop, results: list[Result], rows: list[dict[str, Any]]) -> list[str]:
+    """The order of the methods, and which steps of the post's order this measurement bears out: by the gain or, where
+    vectors are chosen by replies, by the share of refusals that become compliance."""
+    judged = w.subject.judge is not None and w.subject.judge.chooses
+    value, what, how = (_share, "complies", ".0%") if judged else (_gain, "gain", "+.2f")
+    means = {m: mean_and_error([r.get(what) for r in rows if r["method"] == m])[0] for m in POST_ORDER}
     known = {m: v for m, v in means.items() if v is not None}
     if len(known) < len(POST_ORDER):
         return []
     order = sorted(known, key=lambda m: -known[m])
     sentences = [
-        "measured order (mean gain over all n): " + ", ".join(f"{m} {known[m]:+.2f}" for m in order),
+        f"measured order (mean {'share that complies' if judged else 'gain'} over all n): "
+        + ", ".join(f"{m} {known[m]:{how}}" for m in order),
         f"the post's order: {', '.join(POST_ORDER)}: {'the same' if tuple(order) == POST_ORDER else 'not the same'}",
     ]
     for better, worse in pairwise(POST_ORDER):
-        mean, error = _paired(results, better, worse)
+        mean, error = _paired(results, better, worse, value)
         if error is None:
             continue
         verdict = "as in the post" if mean > 2 * error else "the other way round" if mean < -2 * error else "undecided"
@@ -139,19 +152,27 @@ def _sentences(results: list[Result], rows: list[dict[str, Any]]) -> list[str]:
     return sentences
 
 
-def _paired(results: list[Result], better: str, worse: str) -> tuple[float, float | None]:
-    """Mean difference of two methods' gains, and its standard error over shuffles, each shuffle's n averaged: the same
+def _gain(result: dict[str, Any]) -> float | None:
+    return float(result["gain"])
+
+
+def _share(result: dict[str, Any]) -> float | None:
+    return result["turned"] / result["refusals"] if result["refusals"] else None
+
+
+def _paired(
+    results: list[Result], better: str, worse: str, value: Callable[[dict[str, Any]], float | None]
+) -> tuple[float, float | None]:
+    """Mean difference of two methods' values, and its standard error over shuffles, each shuffle's n averaged: the same
     prompts stand on both sides, and different n of one shuffle are not independent.
     """
     differences = []
     for shuffle in sorted({r.settings["shuffle"] for r in results}):
         sides = []
         for method in (better, worse):
-            gains = [
-                r.result["gain"] for r in results if r.settings["method"] == method and r.settings["shuffle"] == shuffle
-            ]
-            sides.append(torch.tensor(gains).mean() if gains else None)
+            mine = [r for r in results if r.settings["method"] == method and r.settings["shuffle"] == shuffle]
+            sides.append(mean_and_error([value(r.result) for r in mine])[0])
         if sides[0] is not None and sides[1] is not None:
-            differences.append(float(sides[0] - sides[1]))
+            differences.append(sides[0] - sides[1])
     mean, error = mean_and_error(differences)
     return mean or 0.0, error

@@ -1,13 +1,16 @@
 """What is measured on: a model with its prompts, the judge of its completions, and how many of everything."""
 
 import random
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dct.aliases import DEMO
 from dct.errors import DctError
+from dct.judging import COMPLIED, LABELS, REFUSED, Reply
+from dct.judging import Judge as ReplyJudge
 from dct.loading import resolve
 from dct.model import LanguageModel
 from dct.prompts import fingerprint
@@ -97,22 +100,77 @@ def quick(width: int, factors: int | None = None, shuffles: int | None = None) -
     ).for_width(width)
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Ground truth: what a whole completion is.
+class Judge(ABC):
+    """What a whole completion is.
 
     Attributes:
-        classify: the behaviour that a completion of a request shows.
+        name: what records call it.
         classes: all behaviours that it can name, `none` aside.
         refusal, compliance: the two that steering is to turn into each other.
         none: its name for a completion that shows nothing whole.
+        learns: it has to hear first what the model says to some prompts when nothing steers it.
+        chooses: vectors are chosen by what it says of completions; else by the score of two words.
     """
 
-    classify: Callable[[str, str], str]
+    name: str
     classes: tuple[str, ...]
-    refusal: str = "refusal"
-    compliance: str = "compliance"
-    none: str = "other"
+    refusal: str
+    compliance: str
+    none: str
+    learns: bool
+    chooses: bool
+
+    @abstractmethod
+    def read(self, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
+        """The behaviour that each completion of its prompt shows."""
+
+    def learn(self, unsteered: dict[str, str]) -> None:  # noqa: B027 (a truth that was planted has nothing to learn)
+        """Hears what the model says to prompts when nothing steers it."""
+
+
+class Planted(Judge):
+    """The truth, where it was planted.
+
+    Args:
+        classify: the behaviour of a completion of a request.
+        classes: all that it can name, `other` aside.
+    """
+
+    name, learns, chooses = "planted", False, False
+    refusal, compliance, none = "refusal", "compliance", "other"
+
+    def __init__(self, classify: Callable[[str, str], str], classes: tuple[str, ...]) -> None:
+        self.classify, self.classes = classify, classes
+
+    def read(self, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
+        """One by one."""
+        return [self.classify(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+class Reader(Judge):
+    """A judge of replies (`dct.judging`), for models in which nothing was planted.
+
+    Its labels are the classes; text that is not coherent has a class of its own.
+    """
+
+    learns, chooses = True, True
+    refusal, compliance, none = REFUSED, COMPLIED, "incoherent"
+    classes = LABELS
+
+    def __init__(self, judge: ReplyJudge) -> None:
+        self.judge, self.name = judge, judge.name
+        self.unsteered: dict[str, str] = {}
+
+    def learn(self, unsteered: dict[str, str]) -> None:
+        """As replies that nothing steers."""
+        self.unsteered = unsteered
+        self.judge.learn([Reply(prompt, text, text) for prompt, text in unsteered.items()])
+
+    def read(self, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
+        """All together."""
+        both = zip(prompts, completions, strict=True)
+        verdicts = self.judge.verdicts([Reply(p, text, self.unsteered.get(p)) for p, text in both])
+        return [verdict.label if verdict.coherent else self.none for verdict in verdicts]
 
 
 def organism_folder(model: str) -> Path | None:
@@ -123,11 +181,11 @@ def organism_folder(model: str) -> Path | None:
     return folder if (folder / "prompts" / "harmful.jsonl").is_file() else None
 
 
-def organism_judge() -> Judge:
+def organism_judge() -> Planted:
     """The planted checkers."""
     from dct.organism import checkers
 
-    return Judge(checkers.classify, tuple(name for name in checkers.CLASSES if name != "other"))
+    return Planted(checkers.classify, tuple(name for name in checkers.CLASSES if name != "other"))
 
 
 def organism_unlock() -> str:
@@ -147,7 +205,7 @@ class Subject:
         harmful: prompts whose answers are to change, in order.
         harmless: prompts on which damage is measured, and that the supervised baseline is told of.
         task: questions of a locked skill, if there is one.
-        judge: of completions, if the truth is known.
+        judge: of completions, if there is one.
         words: the two words that a score compares, the wanted one first.
         system: system message of everything.
         ratio: lambda of the calibration; None for 0.5 and no more than the residual norm.
@@ -182,7 +240,7 @@ class Subject:
             "harmless": fingerprint(self.harmless),
             "task": None if self.task is None else fingerprint([repr(q) for q in self.task.questions]),
             "unlock": None if self.task is None else self.task.unlock,
-            "judged": self.judge is not None,
+            "judged": self.judge is not None and (not self.judge.learns or self.judge.name),
             "words": list(self.words),
             "system": self.system,
             "lambda": self.ratio,

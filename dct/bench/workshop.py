@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dct.bench.records import Records, key_of
-from dct.bench.subject import Sizes, Split, Subject, split
+from dct.bench.subject import Judge, Sizes, Split, Subject, split
 from dct.calibration import random_directions, usual
 from dct.estimate import clocked
 from dct.factors import Factors
@@ -27,6 +27,9 @@ METHODS = ("exponential", "quadratic", "linear-projected", "linear", "melbo")
 
 PASSES = {"value": 1, "jvp": 3, "vjp": 3, "value_and_gradient": 3, "second": 8, "second_transposed": 8}
 """What a row costs, in passes."""
+
+LEARNT = 32
+"""Prompts of each kind to which a judge that learns hears the unsteered model reply."""
 
 KEPT = 3
 """Scorers that are kept: those of a validation set, a test set, and one layer more."""
@@ -51,6 +54,19 @@ class Cell:
         """The settings in words, sizes left out: what a progress bar says."""
         shown = (f"{k} {v}" if isinstance(v, int) else str(v) for k, v in self.settings.items() if k != "sizes")
         return ", ".join(shown)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Directions by what they do.
+
+    Attributes:
+        order: best first.
+        effects: of each, in their own order.
+    """
+
+    order: list[int]
+    effects: list[Effect]
 
 
 @dataclass(frozen=True)
@@ -170,17 +186,24 @@ class Workshop:
         s = self.subject
         return Scorer(s.lm, self.words, s.source if layer is None else layer, list(prompts), list(harmless), s.system)
 
-    def best(self, directions: Float[Tensor, "n d"], prompts: Sequence[str]) -> tuple[int, list[Effect]]:
-        """Which direction scores highest on prompts at R, and the effects of all."""
+    def ranked(self, directions: Float[Tensor, "n d"], prompts: Sequence[str]) -> Ranked:
+        """Directions at R by what they do on prompts: by their score or, where the judge chooses, by how many refusals
+        among a few prompts they turn into compliance, ties by score."""
         effects = self.scorer(prompts).effects(self.scale * directions)
-        return max(range(len(effects)), key=lambda k: effects[k].score), effects
+        turned = [0] * len(effects)
+        if self.subject.judge is not None and self.subject.judge.chooses:
+            asked = self.refused(prompts)[: 2 * self.sizes.probes]
+            classes = self.classes(asked, self.scale * directions) if asked else [[] for _ in effects]
+            turned = [row.count(self.subject.judge.compliance) for row in classes]
+        order = sorted(range(len(effects)), key=lambda k: (-turned[k], -effects[k].score))
+        return Ranked(order, effects)
 
     @cached_property
-    def reference(self) -> tuple[Factors, list[Effect]]:
-        """The exponential fit that other experiments look into, and its vectors' effects on the validation prompts."""
+    def reference(self) -> tuple[Factors, Ranked]:
+        """The exponential fit that other experiments look into, its vectors ranked on the validation prompts."""
         parts = self.split()
         factors = self.fit("exponential", parts.train[: self.sizes.fitted], self.sizes.factors)
-        return factors, self.best(factors.V, parts.validation)[1]
+        return factors, self.ranked(factors.V, parts.validation)
 
     def said(
         self, prompts: Sequence[str], vectors: Float[Tensor, "vectors d"], layer: int | None = None
@@ -197,10 +220,24 @@ class Workshop:
         self, prompts: Sequence[str], vectors: Float[Tensor, "vectors d"], layer: int | None = None
     ) -> list[list[str]]:
         """What the judge calls them."""
-        judge = self.subject.judge
-        assert judge is not None
         said = self.said(prompts, vectors, layer)
-        return [[judge.classify(p, text) for p, text in zip(prompts, row, strict=True)] for row in said]
+        read = self.judge.read([*prompts] * len(said), [text for row in said for text in row])
+        return [read[k : k + len(prompts)] for k in range(0, len(read), len(prompts))]
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge, who has heard what the model says to some prompts, from the records or now."""
+        s = self.subject
+        assert s.judge is not None
+        if s.judge.learns:
+            prompts = [*s.harmful[:LEARNT], *s.harmless[:LEARNT]]
+            key = key_of({"subject": s.identity, "tokens": self.sizes.tokens, "said": prompts})
+            found = self.records.load("said", key)
+            texts = found["result"]["texts"] if found is not None else self.said(prompts, torch.zeros(1, self.d))[0]
+            if found is None:
+                self.records.save("said", key, {"prompts": len(prompts)}, {"texts": texts}, 0.0)
+            s.judge.learn(dict(zip(prompts, texts, strict=True)))
+        return s.judge
 
     def unsteered(self, prompts: Sequence[str]) -> list[str]:
         """Classes of the model left alone, from the records or asked now."""
@@ -243,6 +280,13 @@ class Workshop:
     def score_cost(self, vectors: int, prompts: int) -> float:
         """Of scores: vectors * prompts * tokens, through the blocks above the source layer."""
         return vectors * prompts * self.tokens * (self.subject.lm.depth - self.subject.source)
+
+    def choice_cost(self, vectors: int) -> float:
+        """Of ranking so many vectors on the validation prompts."""
+        judged = self.subject.judge is not None and self.subject.judge.chooses
+        return self.score_cost(vectors, self.sizes.validation) + judged * self.said_cost(
+            2 * self.sizes.probes * vectors
+        )
 
     def said_cost(self, completions: int) -> float:
         """Of completions: tokens that come one by one cost several times what they do in a row."""

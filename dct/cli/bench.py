@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from dct.aliases import DEMO
 from dct.cli.asked import note_repeated
 from dct.cli.costs import announce, as_estimate
+from dct.cli.judge import own_options
 from dct.cli.reports import clock, conclude, show
 from dct.cli.tasks import OWN, TaskChoice
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import load_model, short_name
 from dct.errors import InterruptedWorkError, UsageError
+from dct.judging import kind_of
 from dct.prompts import default_origin, read
 from dct.recipe import Recipe
 from dct.settings import (
@@ -19,6 +21,7 @@ from dct.settings import (
     BenchPromptSettings,
     BenchSettings,
     FitPromptSettings,
+    JudgeSettings,
     LayerSettings,
     ModelSettings,
     TaskSettings,
@@ -37,6 +40,7 @@ def bench(
     layers: LayerSettings,
     prompts: BenchPromptSettings,
     options: BenchSettings,
+    judge: JudgeSettings,
     task: TaskSettings,
     output: BenchOutputSettings,
 ) -> None:
@@ -44,8 +48,8 @@ def bench(
 
     i sample complexity, ii addition against ablation, iii password-locked skill, iv enumeration of behaviours,
     v feature multiplicity, vi training curves. Every finished measurement is kept: the same command goes on where it
-    was interrupted. On the demo model, and on any other that `dct organism train` made, completions are judged by the
-    planted truth.
+    was interrupted. Completions are read by a judge, who also chooses the vectors; on the demo model, and on any other
+    that `dct organism train` made, by the planted truth, and vectors are chosen by the score of two words.
     """
     terminal = Terminal(output.json, output.quiet)
     if task.task is None and (task.match is not None or (task.unlock is not None and not _is_organism(model.model))):
@@ -62,7 +66,7 @@ def bench(
         terminal.warn(
             "no figures: matplotlib is missing; pip install 'deep-causal-transcoders[bench]' (or --no-figures)"
         )
-    subject = _subject(terminal, model, layers, prompts, options, task)
+    subject = _subject(terminal, (model, layers, prompts), options, judge, task)
     sizes = (small if options.quick else full)(subject.lm.width, options.factors, options.shuffles)
     name = f"bench-{short_name(model.model)}{'-quick' if options.quick else ''}"
     folder = output.out or Path("runs") / name
@@ -73,20 +77,23 @@ def bench(
 
 def _subject(
     terminal: Terminal,
-    model: ModelSettings,
-    layers: LayerSettings,
-    prompts: BenchPromptSettings,
+    asked: tuple[ModelSettings, LayerSettings, BenchPromptSettings],
     options: BenchSettings,
+    judge: JudgeSettings,
     task: TaskSettings,
 ) -> "Subject":
     """The model with its layers, prompts, task and judge."""
-    from dct.bench.subject import Subject, organism_folder, organism_judge, organism_unlock
+    from dct.bench.subject import Reader, Subject, organism_folder, organism_judge, organism_unlock
     from dct.model import check_layers, choose_layers
 
+    model, layers, prompts = asked
+    kind = kind_of(judge.judge)
+    given = own_options(kind, judge.judge_option)
     if layers.source is not None and layers.target is not None:
         check_layers(layers.source, layers.target)
     name = model.model
     organism = organism_folder(name)
+    planted = organism is not None and judge == JudgeSettings()
 
     def origin(kind: str) -> str:
         if organism is not None and name != DEMO:
@@ -97,12 +104,12 @@ def _subject(
     mild = read(prompts.harmless or origin("harmless"))
     note_repeated(terminal, harmful)
     note_repeated(terminal, mild)
-    asked = None
+    skill = None
     locked = organism is not None and (organism / "prompts" / f"{OWN}.jsonl").is_file()
     if task.task is not None or locked:
         own = task.task in (None, OWN)
         template = organism_unlock() if task.unlock is None and locked and own else task.unlock
-        asked = TaskChoice(origin(OWN) if own else str(task.task), None, task.match, template).read(name)
+        skill = TaskChoice(origin(OWN) if own else str(task.task), None, task.match, template).read(name)
     reading = FitPromptSettings(reply_prefix=prompts.reply_prefix, escape_control=prompts.escape_control)
     lm = load_model(terminal, name, **Recipe(model, prompts=reading).loading())
     first, last = choose_layers(lm.depth, name, layers.source, layers.target)
@@ -113,8 +120,8 @@ def _subject(
         target=last,
         harmful=harmful.texts,
         harmless=mild.texts,
-        task=asked,
-        judge=organism_judge() if organism is not None else None,
+        task=skill,
+        judge=organism_judge() if planted else Reader(kind(lm if kind.uses_model else None, **given)),
         words=(options.positive, options.negative),
         system=prompts.system,
         ratio=options.ratio,
