@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dct.batching import in_batches
-from dct.blocks import readout
 from dct.calibration import random_directions
-from dct.errors import DctError, NonFiniteError
+from dct.errors import DctError
 from dct.estimate import Cost, cost, rows_seconds
 from dct.model import LanguageModel
+from dct.nexttoken import NextTokens, logits_of
 from dct.slice import Slice
 from dct.wordpair import Words
 
@@ -121,7 +121,7 @@ class Contrast:
         """log p(positive) - log p(negative) behind each prompt, under each vector."""
         positive, negative = self.words.positive, self.words.negative
         if self.words.single:
-            logits = _logits(self.lm, self.slices[0].streams(theta), [*positive, *negative])
+            logits = logits_of(self.lm, self.slices[0].streams(theta), [*positive, *negative])
             self.vocabulary = logits.shape[-1]
             return logits[..., positive[0]] - logits[..., negative[0]]
         return self._likelihood(self.slices[0], positive, theta) - self._likelihood(self.slices[1], negative, theta)
@@ -131,7 +131,7 @@ class Contrast:
         streams = slice_.streams(theta).unflatten(1, (-1, len(ids)))
         total = streams.new_zeros(streams.shape[:2])
         for k, token in enumerate(ids):
-            logits = _logits(self.lm, streams[:, :, k], [token])
+            logits = logits_of(self.lm, streams[:, :, k], [token])
             self.vocabulary = logits.shape[-1]
             total = total + logits[..., token] - logits.logsumexp(-1)
         return total
@@ -145,26 +145,6 @@ def _check_lengths(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
             f"a prompt and the text that is scored behind it have {longest} tokens and {lm.name} reads {limit}: "
             "shorten either"
         )
-
-
-def _logits(
-    lm: LanguageModel, streams: Float[Tensor, "batch prompts width"], compared: Sequence[int] = ()
-) -> Float[Tensor, "batch prompts vocabulary"]:
-    """Logits of streams that have left the last block.
-
-    Raises:
-        NonFiniteError: one that is compared is NaN or infinite, or all of a row are.
-    """
-    logits = readout(lm, streams.flatten(0, 1)).unflatten(0, streams.shape[:2])
-    # A head may rule tokens out (-inf), though not those that are compared. The largest logit of a row tells of
-    # NaN, of +inf, and of a row in which nothing is possible.
-    places = torch.tensor(list(compared), dtype=torch.long, device=logits.device)
-    telling = torch.cat([logits[..., places], logits.amax(-1, keepdim=True)], -1)
-    if not bool(torch.isfinite(telling).all()):
-        raise NonFiniteError(
-            f'the final norm or head of {lm.name} puts out NaN or infinity: try `dtype="float32"` or a lower `scale`'
-        )
-    return logits
 
 
 class Scorer:
@@ -192,10 +172,7 @@ class Scorer:
         self.rows = lm.encode(prompts, system)
         self.contrast = Contrast(lm, words, source, self.rows)
         self.base = self.contrast.base
-        self.harmless = Slice(lm, lm.encode(harmless, system), source, lm.depth, positions=1) if harmless else None
-        self.base_log = None
-        if self.harmless is not None:
-            self.base_log = self._logs(self.harmless, torch.zeros(1, lm.width, device=lm.device))[0]
+        self.harmless = NextTokens(lm, source, lm.encode(harmless, system)) if harmless else None
 
     @property
     def unsteered(self) -> Effect:
@@ -209,13 +186,13 @@ class Scorer:
         away = self.contrast.slices[0]
         if not self.words.single:  # its prompts are followed by a text
             away = Slice(self.lm, self.rows, self.source, self.source + 1, positions=1)
-        return difference_of_means(self.harmless, away)
+        return difference_of_means(self.harmless.slice, away)
 
     def against(self, before: "Scorer") -> Effect:
         """What the model as this scorer found it does differently from the model as `before` found it."""
         kl = None
-        if self.base_log is not None and before.base_log is not None:
-            kl = float(divergence(before.base_log, self.base_log))
+        if self.harmless is not None and before.harmless is not None:
+            kl = float(divergence(before.harmless.base, self.harmless.base))
         flipped = (self.base.sign() != before.base.sign()).float().mean()
         return Effect(float(self.base.mean()), float(flipped), kl)
 
@@ -226,7 +203,7 @@ class Scorer:
 
     @property
     def _slices(self) -> list[Slice]:
-        return [*self.contrast.slices, *([] if self.harmless is None else [self.harmless])]
+        return [*self.contrast.slices, *([] if self.harmless is None else [self.harmless.slice])]
 
     @property
     def row_bytes(self) -> int:
@@ -261,10 +238,6 @@ class Scorer:
         moved = self.contrast.difference(theta)
         flipped = (moved.sign() != self.base.sign()).float().mean(1)
         damage: list[float | None] = [None] * len(theta)
-        if self.harmless is not None and self.base_log is not None:
-            damage = divergence(self.base_log, self._logs(self.harmless, theta)).tolist()
+        if self.harmless is not None:
+            damage = divergence(self.harmless.base, self.harmless.logs(theta)).tolist()
         return [Effect(s, f, k) for s, f, k in zip(moved.mean(1).tolist(), flipped.tolist(), damage, strict=True)]
-
-    @torch.no_grad()
-    def _logs(self, slice_: Slice, theta: Tensor) -> Float[Tensor, "batch prompts vocabulary"]:
-        return torch.log_softmax(_logits(self.lm, slice_.streams(theta)), dim=-1)

@@ -145,7 +145,8 @@ class _Trial:
         scorer = Scorer(self.lm, compared, self.aim.layer, few, mild, system=self.aim.system)
         planned = self._planned()
         tally.planned = tally.done + planned
-        self.watch.cost(lambda: self._expected(planned, max(0, planned - kept), scorer))
+        made = max(0, planned - kept) if self._begun else planned
+        self.watch.cost(lambda: self._expected(planned, made, scorer))
         screened = screen(self.factors, scorer, self.heard_at, self.ranking.seed)
         heard, entered = self._arms(screened, compared)
         contests = {arm: self._contest(arm, pushes) for arm, pushes in entered.items()}
@@ -173,6 +174,12 @@ class _Trial:
             judge=self.jury.judge.name,
             wanted=self.settings.wanted,
         )
+
+    @property
+    def _begun(self) -> bool:
+        """What is on record is of this experiment: one of its vectors was heard."""
+        push = Push(self.aim.layer, self.heard_at * candidates(self.factors)[1][0])
+        return self.replies.missing([(push, self._first[0])]) == 0
 
     @property
     def heard_at(self) -> float:

@@ -321,6 +321,15 @@ def test_the_guided_tour_shows_all_four_commands(workplace, monkeypatch):
     monkeypatch.setattr("dct.cli.demo.FACTORS", 6)
     said = ok("demo").stdout
     assert all(f"dct {command}" in said for command in ("fit", "rank", "steer", "ablate"))
+    assert "kinds in 6 vectors at 1 R" in said
+
+
+def test_the_tour_takes_any_model_that_refuses(workplace, model_folder, monkeypatch):
+    """One that refuses nothing has nothing to gain, and hears so."""
+    monkeypatch.setattr("dct.cli.demo.FACTORS", 4)
+    done = run("demo", "--model", model_folder)
+    assert f"dct fit --model {model_folder} --factors 4" in " ".join(done.stdout.split())
+    assert done.exit_code == 0 or "something to gain on" in done.stderr
 
 
 # --- calibrate and models ---------------------------------------------------------------------------------------------

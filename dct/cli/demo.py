@@ -1,11 +1,11 @@
-"""`dct demo`: the whole tour on the model that ships with the package."""
+"""`dct demo`: the whole tour, on the model that ships with the package or on any other."""
 
 from typing import Any
 
-from dct.aliases import DEMO
 from dct.cli.ablate import run_ablate
 from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, unseen_prompts
 from dct.cli.fit import run_fit
+from dct.cli.kinds import run_kinds
 from dct.cli.select import run_select
 from dct.cli.steer import run_steer
 from dct.cli.terminal import Terminal, command
@@ -24,7 +24,7 @@ from dct.settings import (
 )
 
 FACTORS = 40
-"""A fifth of the demo model's width: the whole tour should take less than a minute."""
+"""A fifth of the demo model's width: the whole tour should take a minute."""
 
 MULTIPLES = (1.0, 1.5)
 """Of R, at which the tour tries the vectors."""
@@ -34,14 +34,20 @@ KEPT, CHOSEN_BY, TESTED, LENGTH = 4, 8, 24, 32
 reason."""
 
 
+SEEN = 4
+"""Prompts of each sort by which kinds of vectors are told apart."""
+
+
 @command
-def demo(options: SeedSettings, output: DemoOutputSettings) -> None:
-    """Fit, rank, steer and ablate on the model that ships with the package: start to finish in under a minute."""
+def demo(model: ModelSettings, options: SeedSettings, output: DemoOutputSettings) -> None:
+    """Fit, rank, look around, steer and ablate, start to finish: a minute on the model that ships with the package.
+
+    `--model` takes any other: on two CPU cores a chat model of half a billion parameters takes a quarter of an hour.
+    """
     terminal = Terminal(output.json, output.quiet)
-    _heading(terminal, "1  fit", "find steering vectors, without labels", f"dct fit --factors {FACTORS}")
-    recipe = Recipe(
-        ModelSettings(model=DEMO, dtype="float32", device="cpu"), fit=FitSettings(factors=FACTORS, seed=options.seed)
-    )
+    named = f" --model {model.model}" if model != ModelSettings() else ""
+    _heading(terminal, "1  fit", "find steering vectors, without labels", f"dct fit{named} --factors {FACTORS}")
+    recipe = Recipe(model, fit=FitSettings(factors=FACTORS, seed=options.seed))
     run, factors, lm = run_fit(terminal, recipe, FitOutputSettings(out=output.out, force=True), whole=True)
     unseen = unseen_prompts(terminal, factors.info, None, None, HARMLESS)
     harmless = harmless_prompts(factors.info, None, HARMLESS)
@@ -54,9 +60,11 @@ def demo(options: SeedSettings, output: DemoOutputSettings) -> None:
     ranking = run_select(terminal, run, factors, lm, (pool, harmless), asked, small, n=CHOSEN_BY)
     ranked = {str(v["vector"]): v["scale"] for v in ranking["vectors"]}
     best = dict(list(ranked.items())[:1])
-    _heading(terminal, "3  steer", "add the best one to the residual stream", "dct steer --rank 1")
+    _heading(terminal, "3  look around", "what the others say: one vector of each kind", "the table below")
+    seen = run_kinds(terminal, factors, lm, unseen.first(SEEN), harmless.first(SEEN), seed=options.seed)
+    _heading(terminal, "4  steer", "add the best one to the residual stream", "dct steer --rank 1")
     steered = run_steer(terminal, factors, lm, best, unseen.first(2), harmless, SteerSettings(max_new_tokens=40))
-    _heading(terminal, "4  ablate", "or take a direction out of the weights", "dct ablate --top 8 --aggregate mean")
+    _heading(terminal, "5  ablate", "or take a direction out of the weights", "dct ablate --top 8 --aggregate mean")
     edited = run_ablate(
         terminal,
         factors,
@@ -68,7 +76,13 @@ def demo(options: SeedSettings, output: DemoOutputSettings) -> None:
         aggregate="mean",
     )
     terminal.summary("that was the tour", [("yours", "[bold cyan]dct fit --model qwen --s 10 --t 20[/bold cyan]")])
-    content: dict[str, Any] = {"run": str(run.folder), "rank": ranking, "steer": steered, "ablate": edited}
+    content: dict[str, Any] = {
+        "run": str(run.folder),
+        "rank": ranking,
+        "kinds": seen,
+        "steer": steered,
+        "ablate": edited,
+    }
     terminal.result(content)
 
 
