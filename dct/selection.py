@@ -41,6 +41,9 @@ SCALES = (0.7, 1.0, 1.4)
 ON_CPU, ON_GPU = 64, 100
 """Tokens of a reply, unless told otherwise."""
 
+Heard = tuple[Push, Mark]
+"""A push, and its successes on the prompts on which everyone is heard."""
+
 TIMED = 4
 """Replies by which a judge is timed."""
 
@@ -217,14 +220,15 @@ class _Trial:
         return _cost(self.replies, spent, planned * judged + scored.seconds, scored.more_memory)
 
     def _planned(self) -> int:
-        """Replies that auditions, contests, test and damage take."""
+        """Replies that auditions, contests, test and damage take, at most."""
         arms = 4 if self.mild else 3
         vectors = min(HEARD, len(candidates(self.factors)[0]))
         heard = 2 * vectors + (min(MOST, self.lm.depth) if self.mild else 0)
+        lengths = len(self.scales) - (len(self.scales) - 1) // 2
         contest = completions(rounds(self.tries, len(self.pool.validation), self.settings.exhaustive))
-        return heard * len(self._first) + arms * (contest + len(self.pool.test) + len(self.mild))
+        return lengths * heard * len(self._first) + arms * (contest + len(self.pool.test) + len(self.mild))
 
-    def _arms(self, screened: Screen, compared: Words) -> tuple[dict[str, Mark], dict[str, list[Push]]]:
+    def _arms(self, screened: Screen, compared: Words) -> tuple[dict[str, Heard], dict[str, list[Push]]]:
         """What the vectors did when they were heard, by name; and who competes, by arm: as many pushes of each."""
         aim, scales = self.aim, self.scales
         entrants = {arm: screened.entrants(arm, aim, scales) for arm in (FOUND, RANDOM)}
@@ -236,15 +240,15 @@ class _Trial:
         heard = {arm: self._audition(arm, some) for arm, some in entrants.items()}
         # Most successes first, then as the screen had them.
         arms = {
-            arm: [push for k in sorted(range(len(marks)), key=lambda k: -marks[k].right) for push in entrants[arm][k]]
-            for arm, marks in heard.items()
+            arm: [push for k in sorted(range(len(some)), key=lambda k: -some[k][1].right) for push in entrants[arm][k]]
+            for arm, some in heard.items()
         }
         asked = [*self.pool.validation, *self.pool.test, *self.mild]
         positions = max(len(self.replies.ids(prompt)) for prompt in asked) + self.replies.length
         drawn = noise(self.lm.width, positions, aim, scales, self.keep, self.ranking.seed)  # one is like another
         arms[NOISE] = [push for pushes in drawn for push in pushes]
-        marks = {pushes[0].name: mark for pushes, mark in zip(entrants[FOUND], heard[FOUND], strict=True)}
-        return marks, {arm: pushes[: self.tries] for arm, pushes in arms.items()}
+        by_name = {push.name: (push, mark) for push, mark in heard[FOUND]}
+        return by_name, {arm: pushes[: self.tries] for arm, pushes in arms.items()}
 
     @property
     def _first(self) -> Sequence[str]:
@@ -252,10 +256,21 @@ class _Trial:
         [(_, asked), *_] = rounds(self.tries, len(self.pool.validation))
         return self.pool.validation[:asked]
 
-    def _audition(self, arm: str, entrants: Sequence[Sequence[Push]]) -> list[Mark]:
-        """Successes of everyone at the middle one of its lengths."""
+    def _audition(self, arm: str, entrants: Sequence[Sequence[Push]]) -> list[Heard]:
+        """Everyone at the length at which it succeeds most: the middle one and, as long as fewer than go on succeed on
+        half of the prompts, longer ones."""
         self.watch.stage(f"listening, {arm}")
-        return self.exam.marks([middle(pushes) for pushes in entrants], self._first)
+        order = [middle(range(len(entrants[0])))]
+        order += range(order[0] + 1, len(entrants[0]))
+        best: list[Heard] = []
+        for k in order:
+            tried = [pushes[k] for pushes in entrants]
+            marks = self.exam.marks(tried, self._first)
+            now = list(zip(tried, marks, strict=True))
+            best = [max(pair, key=lambda one: one[1].right) for pair in zip(best, now, strict=True)] if best else now
+            if sum(2 * mark.right >= mark.asked for _, mark in best) >= self.keep:
+                break
+        return best
 
     def _contest(self, arm: str, pushes: Sequence[Push]) -> Contest:
         self.watch.stage(f"choosing, {arm}")
@@ -286,7 +301,7 @@ class _Trial:
     def _vectors(
         self,
         screened: Screen,
-        heard: dict[str, Mark],
+        heard: dict[str, Heard],
         pushes: Sequence[Push],
         contest: Contest,
         scorer: Scorer,
@@ -296,21 +311,24 @@ class _Trial:
         """All vectors, each once: those that competed at their best scale, best first; then those that were heard, by
         successes; then the others by score."""
         alpha = dict(zip(screened.names, screened.alpha, strict=True))
-        best: dict[str, tuple[Push, Mark]] = {}
+        best: dict[str, Heard] = {}
         for k, mark in contest.order:
             best.setdefault(pushes[k].name, (pushes[k], mark))
+        competed = len(best)
+        for name, (push, mark) in sorted(heard.items(), key=lambda one: -one[1][1].right):
+            best.setdefault(name, (push, mark))
         effects = scorer.effects(torch.stack([push.added for push, _ in best.values()]))
         found = [
             Selected(push.name, alpha[push.name], push.scale, effect, mark)
             for (push, mark), effect in zip(best.values(), effects, strict=True)
         ]
         if harmless is not None:
-            kl = [harmless.kl(push) for push, _ in best.values()]
-            found = [replace(one, effect=replace(one.effect, kl=k)) for one, k in zip(found, kl, strict=True)]
+            kl = [harmless.kl(push) for push, _ in [*best.values()][:competed]]
+            found[:competed] = [
+                replace(one, effect=replace(one.effect, kl=k)) for one, k in zip(found[:competed], kl, strict=True)
+            ]
         found[0] = replace(found[0], test=champion.test)
-        rest = [
-            Selected(name, screened.alpha[k], self.heard_at, screened.effects[k], heard.get(name))
-            for k in screened.order
-            if (name := screened.names[k]) not in best
+        rest = (k for k in screened.order if screened.names[k] not in best)
+        return found + [
+            Selected(screened.names[k], screened.alpha[k], self.heard_at, screened.effects[k]) for k in rest
         ]
-        return found + sorted(rest, key=lambda one: 1 if one.validation is None else -one.validation.right)

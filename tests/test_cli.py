@@ -321,7 +321,7 @@ def test_the_guided_tour_shows_all_four_commands(workplace, monkeypatch):
     monkeypatch.setattr("dct.cli.demo.FACTORS", 6)
     said = ok("demo").stdout
     assert all(f"dct {command}" in said for command in ("fit", "rank", "steer", "ablate"))
-    assert "kinds in 6 vectors at 1 R" in said
+    assert "of behaviour in 6 vectors" in said
 
 
 def test_the_tour_takes_any_model_that_refuses(workplace, model_folder, monkeypatch):

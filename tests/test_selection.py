@@ -163,8 +163,9 @@ def test_prompts_never_overlap_and_those_of_the_test_are_seen_last(run):
     assert steered == {(arm.vector, arm.scale) for arm in selection.arms}  # the chosen ones alone
 
 
-def test_everyone_is_heard_at_one_length_on_the_prompts_that_a_contest_begins_with(run, lm):
-    """All six vectors, as many random ones and a direction for each layer, before anyone is asked more."""
+def test_everyone_is_heard_on_the_prompts_that_a_contest_begins_with(run, lm):
+    """All six vectors, as many random ones and a direction for each layer, before anyone is asked more; at the longer
+    scale too, since fewer than three succeed at the shorter."""
     _, path = run
     rows = [row for row in records(path) if row["vector"] != "unsteered"]
     at = {(row["vector"], row["prompt"]): k for k, row in enumerate(rows) if row["scale"] == SCALE}
@@ -173,9 +174,20 @@ def test_everyone_is_heard_at_one_length_on_the_prompts_that_a_contest_begins_wi
             assert all((name, prompt) in at for prompt in ASKED[:2])
     layers = {row["vector"] for row in rows if row["vector"].startswith("layer")}
     assert layers == {f"layer {k}" for k in range(DEPTH)}
+    longer = {(row["vector"], row["prompt"]) for row in rows if row["scale"] == 1.5 * SCALE}
+    assert {(str(k), prompt) for k in range(6) for prompt in ASKED[:2]} <= longer
     heard = [k for (name, prompt), k in at.items() if name in "012345" and prompt in ASKED[:2]]
     assert len(heard) == 12
     assert max(heard) < min(k for k, row in enumerate(rows) if row["prompt"] == ASKED[2])
+
+
+def test_where_enough_succeed_nobody_is_heard_at_longer_scales(lm, judge, pair, tmp_path):
+    path = tmp_path / "completions.jsonl"
+    few = {**FEW, **pair, "keep": 1}
+    found = select(lm, factors(), ASKED, MILD, judge=judge, journal=Journal(path), **few).found
+    assert (found.vector, found.scale) == (str(PLANTED), SCALE)
+    longer = {row["vector"] for row in records(path) if row["scale"] == 1.5 * SCALE and row["vector"] in "012345"}
+    assert longer == {str(PLANTED)}  # in the contest
 
 
 def test_all_vectors_are_listed_once_the_best_heard_first(run, lm, screened, pair, judge):

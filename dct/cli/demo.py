@@ -5,7 +5,6 @@ from typing import Any
 from dct.cli.ablate import run_ablate
 from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, unseen_prompts
 from dct.cli.fit import run_fit
-from dct.cli.kinds import run_kinds
 from dct.cli.select import run_select
 from dct.cli.steer import run_steer
 from dct.cli.terminal import Terminal, command
@@ -34,13 +33,9 @@ KEPT, CHOSEN_BY, TESTED, LENGTH = 4, 8, 24, 32
 reason."""
 
 
-SEEN = 4
-"""Prompts of each sort by which kinds of vectors are told apart."""
-
-
 @command
 def demo(model: ModelSettings, options: SeedSettings, output: DemoOutputSettings) -> None:
-    """Fit, rank, look around, steer and ablate, start to finish: a minute on the model that ships with the package.
+    """Fit, rank, steer and ablate, start to finish: a minute on the model that ships with the package.
 
     `--model` takes any other: on two CPU cores a chat model of half a billion parameters takes a quarter of an hour.
     """
@@ -60,11 +55,9 @@ def demo(model: ModelSettings, options: SeedSettings, output: DemoOutputSettings
     ranking = run_select(terminal, run, factors, lm, (pool, harmless), asked, small, n=CHOSEN_BY)
     ranked = {str(v["vector"]): v["scale"] for v in ranking["vectors"]}
     best = dict(list(ranked.items())[:1])
-    _heading(terminal, "3  look around", "what the others say: one vector of each kind", "the table below")
-    seen = run_kinds(terminal, factors, lm, unseen.first(SEEN), harmless.first(SEEN), seed=options.seed)
-    _heading(terminal, "4  steer", "add the best one to the residual stream", "dct steer --rank 1")
+    _heading(terminal, "3  steer", "add the best one to the residual stream", "dct steer --rank 1")
     steered = run_steer(terminal, factors, lm, best, unseen.first(2), harmless, SteerSettings(max_new_tokens=40))
-    _heading(terminal, "5  ablate", "or take a direction out of the weights", "dct ablate --top 8 --aggregate mean")
+    _heading(terminal, "4  ablate", "or take a direction out of the weights", "dct ablate --top 8 --aggregate mean")
     edited = run_ablate(
         terminal,
         factors,
@@ -79,7 +72,6 @@ def demo(model: ModelSettings, options: SeedSettings, output: DemoOutputSettings
     content: dict[str, Any] = {
         "run": str(run.folder),
         "rank": ranking,
-        "kinds": seen,
         "steer": steered,
         "ablate": edited,
     }

@@ -1,17 +1,50 @@
 """What the vectors of a run say, one of each kind: a look around before anything is asked of them."""
 
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.terminal import Terminal, escape, titled
 from dct.prompts import PromptSet
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dct.candidates import Aim
     from dct.factors import Factors
+    from dct.judging import Verdict
     from dct.kinds import Kind
     from dct.model import LanguageModel
+    from dct.naming import Name
 
 SHOWN = 8
 """Kinds that are shown."""
+
+TOLD_BY = 4
+"""Prompts of each sort by which kinds are told apart."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one vector of a kind says.
+
+    Attributes:
+        vector: its name; `unsteered` for none.
+        completions: to the first prompt and to the first harmless one.
+        verdicts: on both.
+        damage: KL on the harmless prompts, in nats.
+        name: the tokens that it makes likelier and less likely.
+    """
+
+    vector: str
+    completions: list[str]
+    verdicts: list["Verdict"]
+    damage: float
+    name: "Name | None" = None
+
+    @property
+    def coherent(self) -> bool:
+        """Both are text that somebody could have meant."""
+        return all(verdict.coherent for verdict in self.verdicts)
 
 
 def run_kinds(
@@ -21,99 +54,116 @@ def run_kinds(
     prompts: PromptSet,
     harmless: PromptSet,
     *,
-    multiple: float = 1.0,
-    max_new_tokens: int = 24,
+    scale: float | None = None,
+    max_new_tokens: int = 32,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Groups the vectors at `multiple` times R and shows what one of each kind says; beside it, how many kinds as many
-    random vectors make.
+    """Groups the vectors and shows what one of each kind says; beside it, how many kinds as many random vectors make.
 
     Args:
-        prompts: the first of them is answered in the table; all of them tell kinds apart.
-        harmless: the same; damage is measured on them.
+        prompts, harmless: `TOLD_BY` of each tell kinds apart; the first of each is answered in the table. Damage is
+            measured on all harmless ones.
+        scale: norm at which vectors are added; left out, R.
     """
     from dct.calibration import random_directions
     from dct.candidates import Aim, candidates
     from dct.kinds import HEARD, kinds
+    from dct.naming import vector_names
     from dct.nexttoken import NextTokens
 
-    aim = Aim.of(factors, scale=multiple * factors.scale)
+    aim = Aim.of(factors, scale=scale)
     names, directions = candidates(factors)
     names, vectors = names[:HEARD], aim.scale * directions[:HEARD]
+    random = aim.scale * random_directions(len(vectors), lm.width, seed + 2)
     with terminal.busy("looking for kinds"):
-        near = NextTokens(lm, aim.layer, lm.encode([*prompts.texts, *harmless.texts], aim.system))
-        found = kinds(near, vectors)
-        null = kinds(near, aim.scale * random_directions(len(vectors), lm.width, seed + 2))
-    shown = [kind for kind in found if not kind.unchanged][:SHOWN]
-    asked = [prompts.texts[0], harmless.texts[0]]
+        told = [*prompts.texts[:TOLD_BY], *harmless.texts[:TOLD_BY]]
+        near = NextTokens(lm, aim.layer, lm.encode(told, aim.system))
+        found, null = kinds(near, vectors), kinds(near, random)
+        changing, lucky = ([kind for kind in some if not kind.unchanged] for some in (found, null))
+        shown = changing[:SHOWN]
+        likelier = vector_names(near, vectors[[kind.members[0] for kind in shown]], random) if shown else []
+    asked = (prompts.texts[0], harmless.texts[0])
     with terminal.busy("listening to one of each"):
-        rows = _rows(lm, shown, vectors, asked, harmless, aim, max_new_tokens)
-    changed, random = (sum(not kind.unchanged for kind in some) for some in (found, null))
-    told = f"{changed} kinds in {len(vectors)} vectors at {multiple:.3g} R; {random} in as many random ones"
-    _show(terminal, told, asked, names, shown, rows)
-    still = sum(len(kind.members) for kind in found if kind.unchanged)
-    if still or len(shown) < changed:
-        left = [f"{changed - len(shown)} smaller kinds"] if len(shown) < changed else []
-        left += [f"{still} vectors that change little"] if still else []
-        terminal.note(f"not shown: {' and '.join(left)}")
+        pushed = [("unsteered", None), *((names[kind.members[0]], vectors[kind.members[0]]) for kind in shown)]
+        samples = _samples(lm, pushed, asked, harmless, aim, max_new_tokens)
+    samples = [samples[0], *(Sample(**{**vars(s), "name": n}) for s, n in zip(samples[1:], likelier, strict=True))]
+    title = f"{len(changing)} kinds of behaviour in {len(vectors)} vectors, {len(lucky)} in as many random ones"
+    _show(terminal, title, asked, shown, samples)
+    _told_left(terminal, found, len(changing) - len(shown))
     return {
         "scale": aim.scale,
+        "vectors": len(vectors),
         "kinds": [{"vectors": [names[k] for k in kind.members], "unchanged": kind.unchanged} for kind in found],
-        "random_kinds": random,
-        "prompts": asked,
-        "shown": [
-            {"vector": names[kind.members[0]], "completions": row[1:], "damage": damage}
-            for kind, (row, damage) in zip(shown, rows[1:], strict=True)
-        ],
+        "random_kinds": len(lucky),
+        "coherent": sum(sample.coherent for sample in samples[1:]),
+        "prompts": list(asked),
+        "samples": [asdict(sample) for sample in samples],
     }
 
 
-def _rows(
-    lm: "LanguageModel", shown: list["Kind"], vectors: Any, asked: list[str], harmless: PromptSet, aim: Any, length: int
-) -> list[tuple[list[str], float]]:
-    """What the unsteered model and one of each kind say to both prompts, each with its damage."""
+def _samples(
+    lm: "LanguageModel",
+    pushed: list[tuple[str, "Tensor | None"]],
+    asked: tuple[str, str],
+    harmless: PromptSet,
+    aim: "Aim",
+    length: int,
+) -> list[Sample]:
+    """What the model says to both prompts under each vector."""
     import torch
 
     from dct.generation import complete
+    from dct.judging import Reply, judge
     from dct.nexttoken import NextTokens
     from dct.scoring import divergence
 
-    pushed = torch.cat([torch.zeros(1, lm.width), *(vectors[[kind.members[0]]] for kind in shown)])
-    said = complete(
-        lm,
-        lm.encode(asked, aim.system) * len(pushed),
-        pushed.repeat_interleave(len(asked), 0),
-        aim.layer,
-        max_new_tokens=length,
-    )
+    vectors = torch.stack([torch.zeros(lm.width) if one is None else one for _, one in pushed])
+    rows, each = lm.encode(asked, aim.system) * len(pushed), vectors.repeat_interleave(len(asked), 0)
+    said = complete(lm, rows, each, aim.layer, max_new_tokens=length)
+    replies = [Reply(asked[k % 2], text, said[k % 2]) for k, text in enumerate(said)]
+    verdicts = judge("refusal").verdicts(replies)
     mild = NextTokens(lm, aim.layer, lm.encode(harmless.texts, aim.system))
-    damage = torch.cat(mild.under(pushed, lambda logs: divergence(mild.base, logs).cpu())).tolist()
-    return [(said[k * len(asked) : (k + 1) * len(asked)], damage[k]) for k in range(len(pushed))]
+    damage = torch.cat(mild.under(vectors, lambda logs: divergence(mild.base, logs).cpu())).tolist()
+    return [
+        Sample(name, said[2 * k : 2 * k + 2], verdicts[2 * k : 2 * k + 2], damage[k])
+        for k, (name, _) in enumerate(pushed)
+    ]
 
 
-def _show(
-    terminal: Terminal,
-    told: str,
-    asked: list[str],
-    names: list[str],
-    shown: list["Kind"],
-    rows: list[tuple[list[str], float]],
-) -> None:
-    table = titled(escape(told))
-    table.add_column("vectors", justify="right")
-    table.add_column("such as", justify="right")
+def _show(terminal: Terminal, title: str, asked: tuple[str, str], shown: list["Kind"], samples: list[Sample]) -> None:
+    table = titled(escape(title))
+    for heading in ("vectors", "such as"):
+        table.add_column(heading, justify="right")
+    table.add_column("likelier")
     for prompt in asked:
-        table.add_column(escape(_short(prompt)), ratio=1)
+        table.add_column(escape(_short(prompt, 60)), ratio=1)
     table.add_column("damage (KL)", justify="right")
-    for kind, (texts, damage) in zip(shown, rows[1:], strict=True):
-        cells = [escape(_short(text)) for text in texts]
-        table.add_row(str(len(kind.members)), names[kind.members[0]], *cells, f"{damage:.3f}")
+    for kind, sample in zip(shown, samples[1:], strict=True):
+        likelier = " ".join(sample.name.more[:2]) if sample.name is not None else ""
+        table.add_row(str(len(kind.members)), sample.vector, escape(likelier), *_cells(sample), f"{sample.damage:.3f}")
     table.add_section()
-    table.add_row("", "unsteered", *(escape(_short(text)) for text in rows[0][0]), "", style="dim")
+    table.add_row("", "unsteered", "", *_cells(samples[0]), "", style="dim")
     terminal.show(table)
 
 
-def _short(text: str, most: int = 100) -> str:
+def _cells(sample: Sample) -> list[str]:
+    """What was said, and what the judge makes of it."""
+    return [
+        f"{escape(_short(text))} [dim]({verdict.label if verdict.coherent else 'incoherent'})[/dim]"
+        for text, verdict in zip(sample.completions, sample.verdicts, strict=True)
+    ]
+
+
+def _told_left(terminal: Terminal, found: list["Kind"], hidden: int) -> None:
+    """What the table leaves out."""
+    still = sum(len(kind.members) for kind in found if kind.unchanged)
+    left = [f"{hidden} smaller kinds"] if hidden else []
+    left += [f"{still} vectors that change little"] if still else []
+    if left:
+        terminal.note(f"not shown: {' and '.join(left)}")
+
+
+def _short(text: str, most: int = 90) -> str:
     """Its beginning, in one line."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.costs import announce, as_estimate
+from dct.cli.kinds import TOLD_BY, run_kinds
 from dct.cli.terminal import Terminal, escape, plain, titled
 from dct.lock import held
 from dct.prompts import PromptSet, fingerprint
@@ -54,16 +55,21 @@ def run_select(
     began = time.monotonic()
     with held(run.folder), terminal.progress("asking", unit="replies") as advance:
         found = _selected(terminal, run, reading, lm, prompts, options, settings, judge, (n, costs, advance))
+    terminal.show(_table(found, options.top))
+    seen = None
+    if len(harmless):
+        few = PromptSet(found.pool.validation[:TOLD_BY])
+        seen = run_kinds(terminal, reading, lm, few, harmless, scale=found.found.scale, seed=options.seed)
     content = {
         "by": "judged",
         **_content(found),
+        "kinds": seen,
         "estimate": as_estimate(_together(costs)),
         "seconds": round(time.monotonic() - began, 2),
         "prompts_origin": asked.origin,
         "harmless_hash": fingerprint(harmless.texts),
     }
     content = run.save_ranking(content, factors)
-    terminal.show(_table(found, options.top))
     _conclude(terminal, run, found)
     return content
 
