@@ -28,6 +28,9 @@ PLAUSIBLE = 1e-3
 STEP = 0.05
 """Of a stream's norm, by which it is moved to see where its logits go."""
 
+MOST = 20.0
+"""Nats by which a token's log-probability counts as changed, at most: one that is ruled out would count for all."""
+
 NULL = 32
 """Random directions that tell how easily a token's logit changes."""
 
@@ -81,10 +84,6 @@ def vector_names(
     return [name for part in near.under(vectors, named) for name in part]
 
 
-MOST = 20.0
-"""Nats by which a token's log-probability counts as changed, at most: one that is ruled out would count for all."""
-
-
 def target_names(
     lm: LanguageModel,
     U: Float[Tensor, "factors width"],
@@ -97,7 +96,7 @@ def target_names(
     """Which tokens directions at the target layer point to: one forward-mode product from there to the last block, and
     the logits that the model's own norm and head make of it,
 
-        g(u) = mean_p d logits(h_p + e J u) / de at 0     J = d h_L / d h_t, mean over prompts
+        g(u) = mean_p |h_p| d logits(h_p + e w) / de at 0     w = J u / |J u|, J = d h_L / d h_t, mean over prompts
 
     (the derivative of norm and head by central differences of `STEP` norms), each logit centred over the vocabulary and
     in units of its spread over random directions.

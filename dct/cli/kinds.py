@@ -147,10 +147,15 @@ def _show(terminal: Terminal, title: str, asked: tuple[str, str], shown: list["K
 
 
 def _cells(sample: Sample) -> list[str]:
-    """What was said, and what the judge makes of it."""
+    """What was said, and what the judge makes of it: of an answer to a harmless prompt only what is wrong with it."""
+    asked, harmless = sample.verdicts
+    labels = [asked.label, "refused" if harmless.label == "refused" else ""]
+    labels = [
+        label if verdict.coherent else "incoherent" for label, verdict in zip(labels, sample.verdicts, strict=True)
+    ]
     return [
-        f"{escape(_short(text))} [dim]({verdict.label if verdict.coherent else 'incoherent'})[/dim]"
-        for text, verdict in zip(sample.completions, sample.verdicts, strict=True)
+        escape(_short(text)) + (f" [dim]({label})[/dim]" if label else "")
+        for text, label in zip(sample.completions, labels, strict=True)
     ]
 
 
