@@ -1,7 +1,7 @@
 """Which settings of a fit find vectors that make models do what they refuse, on several models together.
 
 A cell is a model, a setting and a seed. It fits FACTORS vectors on FITTED requests, hears every vector at R on HEARD
-others that the model refuses, lets the best COMPETE of them reply to CHOSEN at three lengths, and reports the best one
+others that the model refuses, lets the best COMPETE of them reply to CHOSEN at the lengths of `dct rank`, and reports the best one
 on TESTED requests that nothing has seen before. Replies are judged whole: by the planted truth on a model organism, by
 the judge `refusal` with the model's own likelihoods on any other. Random vectors are heard and chosen in the same way.
 
@@ -36,10 +36,10 @@ from dct.organism import checkers
 from dct.pool import Jury
 from dct.prompts import read
 from dct.replies import Push, Replies
+from dct.selection import SCALES
 
-FACTORS, FITTED = 24, 4
+FACTORS, FITTED = 32, 4
 HEARD, COMPETE, CHOSEN, TESTED = 4, 4, 8, 24
-LENGTHS = (0.7, 1.0, 1.4)
 TOKENS = 48
 
 
@@ -116,7 +116,9 @@ class Subject:
         return Exam(Replies(self.lm, TOKENS), lambda prompt: prompt, right)
 
 
-def subject(model: str, prompts: str | None, column: str | None, dtype: str) -> Subject:
+def subject(
+    model: str, prompts: str | None, column: str | None, dtype: str, layers: tuple[int | None, int | None]
+) -> Subject:
     """The model, and the requests of a set that it refuses by itself."""
     folder = organism_folder(model)
     lm = dct.load(model, dtype=dtype)
@@ -128,7 +130,7 @@ def subject(model: str, prompts: str | None, column: str | None, dtype: str) -> 
     needed = FITTED + CHOSEN + TESTED
     if len(refused) < needed:
         raise SystemExit(f"{model} refuses {len(refused)} of {len(asked)} requests; a comparison takes {needed}")
-    source, target = choose_layers(lm.depth, model, None, None)
+    source, target = choose_layers(lm.depth, model, *layers)
     return Subject(lm, refused, jury, source, target)
 
 
@@ -151,10 +153,16 @@ def measure(s: Subject, setting: Setting, seed: int) -> dict[str, Any]:
         moved = factors.objective[-1].tolist()
         found = {name: factors.info.get(name) for name in ("settled", "of_target", "exploded")} | {"last": moved}
     fit_seconds = time.monotonic() - began
-    entrants = [[Push(source, c * R * v, str(k), c * R) for c in LENGTHS] for k, v in enumerate(directions)]
+    entrants = [[Push(source, c * R * v, str(k), c * R) for c in SCALES] for k, v in enumerate(directions)]
     exam = s.exam()
     heard = exam.marks([middle(pushes) for pushes in entrants], chosen[:HEARD])
-    order = sorted(range(len(entrants)), key=lambda k: -heard[k].right)
+    most = heard
+    for k in range(SCALES.index(1.0) + 1, len(SCALES)):  # as `dct rank` hears them
+        if sum(2 * mark.right >= mark.asked for mark in most) >= COMPETE:
+            break
+        longer = exam.marks([pushes[k] for pushes in entrants], chosen[:HEARD])
+        most = [max(pair, key=lambda mark: mark.right) for pair in zip(most, longer, strict=True)]
+    order = sorted(range(len(entrants)), key=lambda k: -most[k].right)
     pushes = [push for k in order[:COMPETE] for push in entrants[k]]
     marks = exam.marks(pushes, chosen)
     best = max(range(len(pushes)), key=lambda k: marks[k].right)
@@ -166,7 +174,7 @@ def measure(s: Subject, setting: Setting, seed: int) -> dict[str, Any]:
         "vectors": len(entrants),
         "heard": sum(mark.right for mark in heard),
         "of": sum(mark.asked for mark in heard),
-        "all": sum(mark.right == HEARD for mark in heard),
+        "all": sum(mark.right == HEARD for mark in most),
         "chosen by": marks[best].right,
         "test": test.right,
         "tested": test.asked,
@@ -185,7 +193,7 @@ def run(given: argparse.Namespace) -> None:
     missing = [cell for cell in wanted if cell not in done]
     if not missing:
         return
-    s = subject(given.model, given.prompts, given.column, given.dtype)
+    s = subject(given.model, given.prompts, given.column, given.dtype, (given.source, given.target))
     print(f"{given.name}: {len(s.refused)} refused requests, layers {s.source} to {s.target}", flush=True)
     for name, seed in missing:
         result = measure(s, SETTINGS[name], seed)
@@ -237,6 +245,8 @@ def main() -> None:
     measured.add_argument("--prompts")
     measured.add_argument("--column")
     measured.add_argument("--dtype", default="auto")
+    measured.add_argument("--source", type=int)
+    measured.add_argument("--target", type=int)
     measured.add_argument("--seeds", type=int, default=3)
     measured.add_argument("--settings", nargs="*", choices=SETTINGS)
     measured.set_defaults(run=run)

@@ -35,7 +35,7 @@ from dct.sweep import MOST, supervised
 from dct.task_ranking import divided as divided_settings
 from dct.wordpair import Words
 
-SCALES = (0.7, 1.0, 1.4)
+SCALES = (0.7, 1.0, 1.4, 2.0)
 """Multiples of R at which everything is tried, unless told otherwise."""
 
 ON_CPU, ON_GPU = 64, 100
