@@ -1,9 +1,10 @@
 """Which settings of a fit find vectors that make models do what they refuse, on several models together.
 
 A cell is a model, a setting and a seed. It fits FACTORS vectors on FITTED requests, hears every vector at R on HEARD
-others that the model refuses, lets the best COMPETE of them reply to CHOSEN at the lengths of `dct rank`, and reports the best one
-on TESTED requests that nothing has seen before. Replies are judged whole: by the planted truth on a model organism, by
-the judge `refusal` with the model's own likelihoods on any other. Random vectors are heard and chosen in the same way.
+others that the model refuses, lets the best COMPETE of them reply to CHOSEN at the lengths of `dct rank`, and reports
+the best one on TESTED requests that nothing has seen before. Replies are judged whole: by the planted truth on a model
+organism, by the judge `refusal` with the model's own likelihoods on any other. Random vectors are heard and chosen in
+the same way.
 
     python benchmarks/defaults.py measure MODEL --name qwen-0.5b --records FOLDER [--prompts FILE --column goal]
     python benchmarks/defaults.py table FOLDER

@@ -63,7 +63,7 @@ class RankSettings(Settings):
     scales: tuple[float, ...] | None = setting(
         None,
         "Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.",
-        shown="0.7,1,1.4; 1 with --screen-only or --task",
+        shown="0.7,1,1.4,2; 1 with --screen-only or --task",
         parse=scales_of,
         first=True,
     )
