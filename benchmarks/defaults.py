@@ -28,7 +28,7 @@ import torch
 import dct
 from dct.arms import middle
 from dct.bench.subject import organism_folder
-from dct.calibration import random_directions, usual
+from dct.calibration import default_calibration, random_directions
 from dct.candidates import candidates
 from dct.exam import Exam
 from dct.judging import COMPLIED, LABELS, REFUSED, Judge, Reply, Verdict, judge
@@ -144,7 +144,7 @@ def measure(s: Subject, setting: Setting, seed: int) -> dict[str, Any]:
     target = min(s.lm.depth, max(s.target + by, source + 1))
     slice_ = dct.Slice(s.lm, fitted, source, target, positions=setting.positions)
     found: dict[str, Any] = {}
-    R = usual(slice_, slice_.dim, setting.ratio, seed=seed).scale
+    R = default_calibration(slice_, slice_.dim, setting.ratio, seed=seed).scale
     if setting.fit is None:
         directions = random_directions(FACTORS, slice_.dim, seed + 2)
     else:

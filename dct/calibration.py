@@ -104,7 +104,7 @@ def calibrate(
     return _solved(_Ratio(d, directions, seed), ratio, limit)
 
 
-def usual(
+def default_calibration(
     f: Map,
     dim: int,
     ratio: float | None = None,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dct.calibration import usual
+from dct.calibration import default_calibration
 from dct.contents import SCALES
 from dct.derivatives import Derivatives, Map
 from dct.errors import DctError, UsageError
@@ -138,7 +138,7 @@ def found_scale(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> float:
-    """R where it was left out: at the ratio that was asked for, or as `calibration.usual` has it; for a method that
+    """R where it was left out: at the ratio that was asked for, or as `default_calibration` has it; for a method that
     needs no scale, the map's `residual_norm`, or 1.
 
     Raises:
@@ -148,7 +148,7 @@ def found_scale(
     if not method(settings.method).needs_scale:
         return float(norm or 1.0)
     seed, batch = settings.seed, settings.batch
-    return usual(f, dim, settings.ratio, seed=seed, batch=batch, dtype=dtype, device=device).scale
+    return default_calibration(f, dim, settings.ratio, seed=seed, batch=batch, dtype=dtype, device=device).scale
 
 
 def check_scale(scale: float, f: Map | None = None) -> None:

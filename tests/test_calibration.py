@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dct
-from dct.calibration import nonlinearity, random_directions, usual
+from dct.calibration import default_calibration, nonlinearity, random_directions
 
 F64 = torch.float64
 
@@ -58,22 +58,22 @@ def test_a_saturating_curve_says_what_it_reaches():
 def test_left_out_the_scale_is_within_what_the_streams_bear():
     """f(x) = 2 x + |x|^2 x: ratio R^2 / 2, so R = 1 at lambda = 0.5; |f(R w)| = 2 R + R^3."""
     f = lambda x: 2 * x + x.square().sum(1, keepdim=True) * x  # noqa: E731
-    assert usual(f, 5, dtype=F64).scale == pytest.approx(1.0, rel=2e-3)
+    assert default_calibration(f, 5, dtype=F64).scale == pytest.approx(1.0, rel=2e-3)
     f.target_norm = 20.0
-    found = usual(f, 5, dtype=F64)
+    found = default_calibration(f, 5, dtype=F64)
     root = float(np.roots([1, 0, 2, -2]).real[-1])  # 2 R + R^3 = 2
     assert found.scale == pytest.approx(root, rel=0.02)
     assert found.response == pytest.approx(2, rel=0.02)
     assert found.limited
     f.target_norm = 5.0  # 0.2423, where the ratio is 0.03
-    assert usual(f, 5, dtype=F64).scale == pytest.approx(math.sqrt(0.5), rel=2e-3)  # where it is 0.25
+    assert default_calibration(f, 5, dtype=F64).scale == pytest.approx(math.sqrt(0.5), rel=2e-3)  # where it is 0.25
     f.target_norm = 20.0
     assert found.ratio == pytest.approx(found.scale**2 / 2, rel=1e-6)
-    assert usual(f, 5, 0.5, dtype=F64).scale == pytest.approx(1.0, rel=2e-3)  # asked for
+    assert default_calibration(f, 5, 0.5, dtype=F64).scale == pytest.approx(1.0, rel=2e-3)  # asked for
     f.residual_norm = 0.1
-    assert usual(f, 5, dtype=F64).scale == 0.1
+    assert default_calibration(f, 5, dtype=F64).scale == 0.1
     f.target_norm = 1e9
-    assert usual(f, 5, dtype=F64).scale == 0.1
+    assert default_calibration(f, 5, dtype=F64).scale == 0.1
 
 
 def test_a_limit_is_the_scale_where_the_ratio_is_still_below_lambda_there():

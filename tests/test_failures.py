@@ -808,7 +808,7 @@ def test_state_that_is_damaged_or_of_other_weights(workplace, model_folder, monk
     fails("fit", "--resume", "--out", "cut", says="is damaged")
 
 
-@pytest.mark.parametrize("where", ["dct.calibration.usual", "dct.fitting.fit", "dct.slice.record"])
+@pytest.mark.parametrize("where", ["dct.calibration.default_calibration", "dct.fitting.fit", "dct.slice.record"])
 def test_ctrl_c_before_the_first_iteration(workplace, fit, monkeypatch, where):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dct.bench.records import Records, key_of
 from dct.bench.subject import Judge, Sizes, Split, Subject, split
-from dct.calibration import random_directions, usual
+from dct.calibration import default_calibration, random_directions
 from dct.estimate import clocked
 from dct.factors import Factors
 from dct.fitting import fit, work
@@ -128,7 +128,7 @@ class Workshop:
         if s.scale is not None:
             return s.scale
         slice_ = self.slice(self.split().train[: self.sizes.fitted])
-        return usual(slice_, slice_.dim, s.ratio, seed=s.seed).scale
+        return default_calibration(slice_, slice_.dim, s.ratio, seed=s.seed).scale
 
     def factors_of(self, method: str, vectors: int) -> int:
         """Factors to learn for so many steering vectors: half where v and -v are both tried; where vectors are found

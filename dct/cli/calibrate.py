@@ -91,7 +91,7 @@ def calibrated(terminal: Terminal, slice_: "Slice", asked: CalibrationSettings) 
 
     A lambda that was asked for is reached or refused; left out, it is 0.5 and R stays within what the streams bear.
     """
-    from dct.calibration import usual
+    from dct.calibration import default_calibration
 
     done = 0
     with terminal.progress("calibrating") as advance:
@@ -101,7 +101,9 @@ def calibrated(terminal: Terminal, slice_: "Slice", asked: CalibrationSettings) 
             done += rows
             advance("", done, max(done, 300))  # about ten points of the curve
 
-        found = usual(slice_, slice_.dim, asked.ratio, seed=asked.seed, batch=asked.batch, on_rows=on_rows)
+        found = default_calibration(
+            slice_, slice_.dim, asked.ratio, seed=asked.seed, batch=asked.batch, on_rows=on_rows
+        )
     times = found.scale / slice_.residual_norm
     where = f"the non-linearity ratio is {found.ratio:.2g} there, below lambda = {found.target:g}, but a larger vector"
     if not found.limited:
