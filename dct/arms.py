@@ -21,7 +21,7 @@ from dct.scoring import Effect, Scorer
 
 FOUND, RANDOM, SUPERVISED, NOISE = ARMS = ("found", "random", "supervised", "noise")
 
-SCREENED = 8
+SCREENED = 4
 """Prompts on which every vector is scored by likelihood, and as many harmless ones on which its damage is measured."""
 
 HEARD = 128
