@@ -151,7 +151,7 @@ def measure(s: Subject, setting: Setting, seed: int) -> dict[str, Any]:
         changes = {"factors": FACTORS, **setting.fit}
         factors = dct.fit(slice_, slice_.dim, scale=R, seed=seed, **changes)
         _, directions = candidates(factors)
-        moved = factors.objective[-1].tolist()
+        moved = factors.objective[-1].tolist() if len(factors.objective) else None
         found = {name: factors.info.get(name) for name in ("settled", "of_target", "exploded")} | {"last": moved}
     fit_seconds = time.monotonic() - began
     entrants = [[Push(source, c * R * v, str(k), c * R) for c in SCALES] for k, v in enumerate(directions)]
