@@ -64,7 +64,7 @@ def test_numbers_are_those_of_the_files(ranked):
     best = content["vectors"][0]
     right, of = (content["arms"][0]["test"][k] for k in ("right", "asked"))
     said = " ".join(" ".join(found.texts).split())
-    assert f"Vector {best['vector']}: {right} of {of} unseen replies complied" in said
+    assert f"Under vector {best['vector']} the model complies with {right} of {of} unseen requests" in said
     for arm in content["arms"]:
         assert f"{arm['test']['right']} of {arm['test']['asked']}" in said
         assert f"{arm['damage']['kl']:.3f}" in said
