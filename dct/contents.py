@@ -148,6 +148,27 @@ ARM = Record(
 )
 """The chosen one of the vectors that were found, or of a baseline."""
 
+SAMPLE = Record(
+    needed={
+        "vector": text(1),
+        "completions": Listing(text(), least=1),
+        "verdicts": Listing(Record(needed={"label": text(1), "coherent": flag}), least=1),
+        "damage": OrNull(number()),
+    },
+    optional={"name": OrNull(Record(needed={"more": Listing(text()), "less": Listing(text())}))},
+)
+KINDS = Record(
+    needed={
+        "kinds": Listing(Record(needed={"vectors": Listing(text(1), least=1), "unchanged": flag})),
+        "vectors": whole(0),
+        "random_kinds": whole(0),
+        "prompts": Listing(text(), least=1),
+        "samples": Listing(SAMPLE),
+        "names": Record(),
+    }
+)
+"""Kinds of behaviour, and what one vector of each says."""
+
 RANKING = Record(
     needed={"vectors": Listing(VECTOR, least=1)},
     optional={
@@ -168,6 +189,8 @@ RANKING = Record(
         "test": whole(0),
         "task": text(),
         "arms": Listing(ARM, least=1),
+        "random": Listing(EFFECT),
+        "kinds": OrNull(KINDS),
         "tries": whole(1),
         "labels": Record(),
         "judge": text(1),

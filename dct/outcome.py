@@ -64,7 +64,8 @@ class Selection:
         arms: the chosen one of each; the found one first.
         unsteered: successes of the model left alone on the test prompts.
         alone: its score on the prompts of the screen.
-        random_best: the screen's best random vector.
+        random_best: the best random vector by score.
+        random: all of them, by score and damage.
         pool: which prompts.
         words: what the screen compared.
         scale, scales: R, and the multiples of it that were tried.
@@ -79,6 +80,7 @@ class Selection:
     unsteered: Mark
     alone: Effect
     random_best: Effect
+    random: list[Effect]
     pool: Pool
     words: Words
     scale: float

@@ -167,6 +167,7 @@ class _Trial:
             unsteered=Mark(sum(tested[-1]), len(self.pool.test)),
             alone=scorer.unsteered,
             random_best=max(screened.null_effects, key=lambda effect: effect.score),
+            random=screened.null_effects,
             pool=self.pool,
             words=compared,
             scale=self.aim.scale,

@@ -11,10 +11,11 @@ COMMANDS = {
     "curve.",
     "rank": "Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.",
     "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
+    "report": "Make one page of a run: what was fitted, whether it can be trusted, and every vector with what it says.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",
     "bench": "Measure what the vectors of each fit elicit: six experiments, as tables and figures.",
-    "demo": "Fit, rank, steer and ablate on the model that ships with the package: start to finish in under a minute.",
+    "demo": "Fit, rank, steer and ablate, start to finish: a minute on the model that ships with the package.",
     "models": "List the aliases, or say what a model looks like: blocks, width, where its block list is. Loads no "
     "weights.",
     "organism": "Make the demo model again or another one, measure it, or plant known secrets into a real model.",

@@ -1,6 +1,6 @@
 """What the vectors of a run say, one of each kind: a look around before anything is asked of them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.terminal import Terminal, escape, titled
@@ -81,12 +81,14 @@ def run_kinds(
         found, null = kinds(near, vectors), kinds(near, random)
         changing, lucky = ([kind for kind in some if not kind.unchanged] for some in (found, null))
         shown = changing[:SHOWN]
-        likelier = vector_names(near, vectors[[kind.members[0] for kind in shown]], random) if shown else []
+        likelier = vector_names(near, vectors, random)
+    causes = _causes(terminal, factors, lm, told, aim)
     asked = (prompts.texts[0], harmless.texts[0])
     with terminal.busy("listening to one of each"):
         pushed = [("unsteered", None), *((names[kind.members[0]], vectors[kind.members[0]]) for kind in shown)]
         samples = _samples(lm, pushed, asked, harmless, aim, max_new_tokens)
-    samples = [samples[0], *(Sample(**{**vars(s), "name": n}) for s, n in zip(samples[1:], likelier, strict=True))]
+    named = [likelier[kind.members[0]] for kind in shown]
+    samples = [samples[0], *(replace(one, name=name) for one, name in zip(samples[1:], named, strict=True))]
     title = f"{len(changing)} kinds of behaviour in {len(vectors)} vectors, {len(lucky)} in as many random ones"
     _show(terminal, title, asked, shown, samples)
     _told_left(terminal, found, len(changing) - len(shown))
@@ -98,7 +100,26 @@ def run_kinds(
         "coherent": sum(sample.coherent for sample in samples[1:]),
         "prompts": list(asked),
         "samples": [asdict(sample) for sample in samples],
+        "names": {
+            name: {**asdict(words), "causes": list(causes.get(name, ()))}
+            for name, words in zip(names, likelier, strict=True)
+        },
     }
+
+
+def _causes(
+    terminal: Terminal, factors: "Factors", lm: "LanguageModel", told: list[str], aim: "Aim"
+) -> dict[str, tuple[str, ...]]:
+    """The tokens that what each factor causes points to."""
+    from dct.kinds import HEARD
+    from dct.naming import target_names
+
+    target = factors.info.get("target")
+    if target is None:
+        return {}
+    with terminal.busy("reading what they cause"):
+        found = target_names(lm, factors.U[:HEARD], int(target), lm.encode(told, aim.system))
+    return {str(k): name.more for k, name in enumerate(found)}
 
 
 def _samples(

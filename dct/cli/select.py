@@ -139,6 +139,7 @@ def _content(found: "Selection") -> dict[str, Any]:
         "unsteered": asdict(found.unsteered),
         "alone": asdict(found.alone),
         "random_best": asdict(found.random_best),
+        "random": [asdict(one) for one in found.random],
         "words": asdict(found.words),
         "scale": found.scale,
         "scales": sorted({1.0, *found.scales}),

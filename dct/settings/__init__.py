@@ -30,6 +30,7 @@ from dct.settings.output import (
     FitOutputSettings,
     JudgeOutputSettings,
     OutputSettings,
+    ReportOutputSettings,
     RunOutputSettings,
     SteerOutputSettings,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "RankPromptSettings",
     "RankSettings",
     "ReplyPromptSettings",
+    "ReportOutputSettings",
     "RunModelSettings",
     "RunOutputSettings",
     "SaveSettings",

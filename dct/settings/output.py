@@ -64,6 +64,15 @@ class SteerOutputSettings(RunOutputSettings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
+class ReportOutputSettings(OutputSettings):
+    """Where a page goes."""
+
+    command: ClassVar[str] = "report"
+
+    out: Path | None = setting(None, "The page.", shown="report.html in the run folder")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
 class JudgeOutputSettings(OutputSettings):
     """Output of verdicts."""
 

@@ -1,0 +1,8 @@
+"""A run as a page: what was fitted, whether it can be trusted, and every vector with what the model says under it.
+
+`facts` gathers what there is, as plain data; `charts` draws it; `page` makes one file of it. No model is loaded.
+"""
+
+from dct.report.facts import Facts as Facts
+from dct.report.facts import gathered as gathered
+from dct.report.page import rendered as rendered
