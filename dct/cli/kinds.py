@@ -157,7 +157,7 @@ def _show(terminal: Terminal, title: str, asked: tuple[str, str], shown: list["K
         table.add_column(heading, justify="right")
     table.add_column("likelier")
     for prompt in asked:
-        table.add_column(escape(_short(prompt, 60)), ratio=1)
+        table.add_column(escape(_short(prompt, 40)), ratio=1)
     table.add_column("damage (KL)", justify="right")
     for kind, sample in zip(shown, samples[1:], strict=True):
         likelier = " ".join(sample.name.more[:2]) if sample.name is not None else ""
@@ -189,7 +189,7 @@ def _told_left(terminal: Terminal, found: list["Kind"], hidden: int) -> None:
         terminal.note(f"not shown: {' and '.join(left)}")
 
 
-def _short(text: str, most: int = 90) -> str:
+def _short(text: str, most: int = 64) -> str:
     """Its beginning, in one line."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"

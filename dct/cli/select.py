@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dct.cli.costs import announce, as_estimate
 from dct.cli.kinds import TOLD_BY, run_kinds
-from dct.cli.terminal import Terminal, escape, plain, titled
+from dct.cli.terminal import Terminal, escape, titled
 from dct.lock import held
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import RankSettings, SelectSettings
@@ -164,7 +164,7 @@ def _content(found: "Selection") -> dict[str, Any]:
 def _table(found: "Selection", top: int) -> "Table":
     what = "complies" if found.wanted == "complied" else f"is judged {found.wanted}"
     table = titled(escape(f"replies in which the model {what} and is coherent, R = {found.scale:.4g}"))
-    for heading in ("rank", "vector", "chosen by", "test", "p", "damage (KL)", "spoiled", "alpha", "scale"):
+    for heading in ("rank", "vector", "chosen by", "test", "p", "damage (KL)", "spoiled", "scale"):
         table.add_column(heading, justify="right")
     best = found.found
     tried = [one for one in found.vectors if one.validation is not None]
@@ -178,7 +178,6 @@ def _table(found: "Selection", top: int) -> "Table":
             "",
             "–" if one.effect.kl is None else f"{one.effect.kl:.3f}",
             _spoiled(best) if first else "",
-            plain(one.alpha),
             f"{one.scale / found.scale:.3g} R",
         )
     if len(found.vectors) > min(top, len(tried)):
@@ -189,7 +188,7 @@ def _table(found: "Selection", top: int) -> "Table":
         multiple = "" if arm.arm == "supervised" else f"{arm.scale / found.scale:.3g} R"
         damage = "–" if arm.damage is None else f"{arm.damage.kl:.3f}"
         name = f"means, {arm.vector}" if arm.arm == "supervised" else arm.vector
-        cells = ("", name, _counted(arm.validation), _shared(arm), _chance(arm), damage, _spoiled(arm), "", multiple)
+        cells = ("", name, _counted(arm.validation), _shared(arm), _chance(arm), damage, _spoiled(arm), multiple)
         table.add_row(*cells, style="dim")
     return table
 
