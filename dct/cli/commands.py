@@ -13,6 +13,7 @@ COMMANDS = {
     "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",
+    "export": "Write vectors as files that llama.cpp, PEFT, transformers, vLLM or numpy read, with a card.",
     "bench": "Measure what the vectors of each fit elicit: six experiments, as tables and figures.",
     "demo": "Fit, rank, steer and ablate on the model that ships with the package: start to finish in under a minute.",
     "models": "List the aliases, or say what a model looks like: blocks, width, where its block list is. Loads no "
