@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,8 @@ class Npz(Format):
         if not parcel.ablate:
             about["norms"] = np.array(parcel.norms)
         data = io.BytesIO()
-        np.savez(data, **{name: vectors}, **about)  # text as Unicode arrays: no pickles
+        arrays: dict[str, Any] = {name: vectors, **about}  # text as Unicode arrays: no pickles
+        np.savez(data, **arrays)
         write_whole(folder / FILE, data.getvalue())
         what = "orthonormal rows, one for each dimension taken out" if parcel.ablate else "R v, one row a vector"
         load = LOAD.format(file=FILE, name=name, what=what)

@@ -76,9 +76,10 @@ def carrier(lm: "LanguageModel", layer: int) -> tuple[str, "nn.Parameter"]:
     if layer == 0:
         raise DctError(f"no block of {lm.name} comes before layer 0, whose bias could carry the vector: {INSTEAD}")
     for site in reversed([one for one in sites(lm) if one.block == layer - 1]):
-        alone = len(site.writers) == 1 and site.writers[0].weight.ndim == 2
-        if alone and site.gain is None and site.writers[0].bias is not None:
-            writer = site.writers[0]
+        if len(site.writers) != 1 or site.gain is not None:
+            continue
+        [writer] = site.writers
+        if writer.weight.ndim == 2 and writer.bias is not None:
             return f"{writer.name.removesuffix('.weight')}.bias", writer.bias
     raise DctError(
         f"nothing that block {layer - 1} of {lm.name} adds to the stream has a bias, so no plain weights can carry the "
