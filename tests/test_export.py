@@ -271,6 +271,52 @@ def test_repeng_steers_as_we_do(tmp_path, make_lm):
         theirs.unwrap()
 
 
+def test_llama_cpp_steers_as_we_do(tmp_path, tokenizer):
+    """llama.cpp on the same model, and the file by the rules of its reader: direction.L at place L - 1."""
+    bindings = pytest.importorskip("llama_cpp_py_sync._cffi_bindings")
+    test_gguf = pytest.importorskip("test_gguf")
+    test_gguf.written(tmp_path / "model.gguf", "llama", tokenizer)
+    lm = dct.load(str(tmp_path / "model.gguf"))
+    sent = parcel(layer=3)
+    export(sent, "gguf", tmp_path / "out")
+    tensors, _ = gguf_read(tmp_path / "out/control-vector.gguf")
+    data = np.zeros((lm.depth, WIDTH), np.float32)
+    for name, values in tensors.items():
+        data[int(name.removeprefix("direction.")) - 1] += values
+    before = logits(lm.model)
+    with dct.steer(lm, sent.vectors[0], 3):
+        wanted = logits(lm.model)
+    assert float((wanted - before).abs().max()) > 0.1
+    assert float((llama_logits(bindings, tmp_path / "model.gguf", None) - before).abs().max()) < 1e-2
+    assert float((llama_logits(bindings, tmp_path / "model.gguf", data) - wanted).abs().max()) < 1e-2
+
+
+def llama_logits(bindings, path: Path, data: np.ndarray | None) -> torch.Tensor:
+    """Logits of `IDS` by llama.cpp, with a control vector for each block."""
+    lib, ffi = bindings.get_lib(), bindings.get_ffi()
+    lib.llama_backend_init()
+    model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    options = lib.llama_context_default_params()
+    options.n_ctx, options.type_k, options.type_v, options.flash_attn_type = 64, 0, 0, 0
+    context = lib.llama_init_from_model(model, options)
+    if data is not None:
+        given = ffi.cast("float *", data.ctypes.data)
+        assert lib.llama_set_adapter_cvec(context, given, data.size, data.shape[1], 1, len(data)) == 0
+    ids = IDS[0].tolist()
+    batch = lib.llama_batch_init(len(ids), 0, 1)
+    batch.n_tokens = len(ids)
+    for k, token in enumerate(ids):
+        batch.token[k], batch.pos[k], batch.n_seq_id[k], batch.logits[k] = token, k, 1, 1
+        batch.seq_id[k][0] = 0
+    assert lib.llama_decode(context, batch) == 0
+    words = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    rows = [ffi.buffer(lib.llama_get_logits_ith(context, k), 4 * words) for k in range(len(ids))]
+    found = torch.tensor(np.stack([np.frombuffer(row, np.float32) for row in rows])[None]).double()
+    lib.llama_free(context)
+    lib.llama_model_free(model)
+    return found
+
+
 # --- the folder and its card ------------------------------------------------------------------------------------------
 
 
@@ -412,14 +458,20 @@ class StandIn(BaseHTTPRequestHandler):
         if self.server.refuses:
             self._answer({"error": "Invalid username or password."}, 401)
         elif self.path == "/api/repos/create":
-            self._answer({"url": "http://hub/someone/steered"})
+            self._answer({"url": f"http://127.0.0.1:{self.server.server_port}/someone/steered"})
         elif "/preupload/" in self.path:
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
             ]
             self._answer({"files": files})
         else:
-            self._answer({"commitUrl": "http://hub/someone/steered/commit/1", "commitOid": "1", "success": True})
+            self._answer(
+                {
+                    "commitUrl": f"http://127.0.0.1:{self.server.server_port}/someone/steered/commit/1",
+                    "commitOid": "1",
+                    "success": True,
+                }
+            )
 
     def do_GET(self) -> None:
         self._answer({"id": "someone/steered", "sha": "0", "siblings": []})

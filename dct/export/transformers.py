@@ -75,12 +75,12 @@ def carrier(lm: "LanguageModel", layer: int) -> tuple[str, "nn.Parameter"]:
 
     if layer == 0:
         raise DctError(f"no block of {lm.name} comes before layer 0, whose bias could carry the vector: {INSTEAD}")
-    for site in reversed([one for one in sites(lm) if one.block == layer - 1]):
-        if len(site.writers) != 1 or site.gain is not None:
-            continue
-        [writer] = site.writers
-        if writer.weight.ndim == 2 and writer.bias is not None:
-            return f"{writer.name.removesuffix('.weight')}.bias", writer.bias
+    elsewhere = {id(w.bias) for site in sites(lm) if site.block != layer - 1 for w in site.writers}
+    for site in reversed([one for one in sites(lm) if one.block == layer - 1 and one.gain is None]):
+        for writer in reversed(site.writers):
+            # An expert's bias would not be added to every token, which `added` measures.
+            if writer.weight.ndim == 2 and writer.bias is not None and id(writer.bias) not in elsewhere:
+                return f"{writer.name.removesuffix('.weight')}.bias", writer.bias
     raise DctError(
         f"nothing that block {layer - 1} of {lm.name} adds to the stream has a bias, so no plain weights can carry the "
         f"vector: {INSTEAD}"
