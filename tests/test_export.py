@@ -503,8 +503,9 @@ def test_a_push_uploads_the_folder_to_a_private_repository(tmp_path, hub):
     push(tmp_path / "out", "someone/steered", endpoint=endpoint)
     path, body = hub.seen[0]
     assert path == "/api/repos/create"
-    assert json.loads(body)["name"] == "steered"
-    assert json.loads(body)["private"] is True or json.loads(body).get("visibility") == "private"
+    asked = json.loads(body)
+    assert asked["name"] == "steered"
+    assert asked.get("private") is True or asked.get("visibility") == "private"
     [commit] = [body for path, body in hub.seen if "/commit/" in path]
     lines = [json.loads(line) for line in commit.splitlines()]
     sent = {
