@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "Make one page of a run: what was fitted, whether it can be trusted, and every vector with what it says.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",
+    "export": "Write vectors as files that llama.cpp, PEFT, transformers, vLLM or numpy read, with a card.",
     "bench": "Measure what the vectors of each fit elicit: six experiments, as tables and figures.",
     "demo": "Fit, rank, steer and ablate, start to finish: a minute on the model that ships with the package.",
     "models": "List the aliases, or say what a model looks like: blocks, width, where its block list is. Loads no "

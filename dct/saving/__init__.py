@@ -44,8 +44,8 @@ class Saved:
         edited: those of them that are not the source's.
         files: small files that were copied from the source.
         rounding: shares of the edit: `lost`, entries that rounded back to the source's; `survived`, how much of the
-            edit is there; `remaining`, what is still written along the directions, relative to before. None where
-            nothing was edited.
+            edit is there; `remaining`, what is still written along the directions, relative to before; and `largest`,
+            the largest difference of an entry to the exact edit. None where nothing was edited.
     """
 
     folder: Path

@@ -18,6 +18,7 @@ class Rounding:
         size: |W' - W|^2.
         left: squared size of what S still has along the directions.
         before: squared size of what W had along them.
+        largest: largest |S - W'| of an entry.
     """
 
     elements: int = 0
@@ -26,6 +27,7 @@ class Rounding:
     size: float = 0.0
     left: float = 0.0
     before: float = 0.0
+    largest: float = 0.0
 
     def add(self, source: Tensor, wanted: Tensor, saved: Tensor, D: Tensor | None, axis: int) -> None:
         """Counts one tensor: the first two in float64, the third in the type that it is saved in.
@@ -39,6 +41,7 @@ class Rounding:
         saved = saved.to(source.dtype)
         self.along += float((asked * (saved - source)).sum())
         self.size += float(asked.square().sum())
+        self.largest = max(self.largest, float((saved - wanted).abs().max()))
         if D is not None:
             self.left += float(along(saved, D, axis).square().sum())
             self.before += float(along(source, D, axis).square().sum())
@@ -48,7 +51,7 @@ class Rounding:
 
         `lost`: of the entries that the edit changes, those that rounded back to the source's. `survived`: how much of
         the edit is there, |projection of S - W on W' - W| / |W' - W|; 1 is all of it. `remaining`: what is still
-        written along the directions, relative to before.
+        written along the directions, relative to before. `largest`: largest difference of an entry to the exact edit.
         """
         if not self.size:
             return None
@@ -56,6 +59,7 @@ class Rounding:
             "lost": self.lost / self.elements,
             "survived": self.along / self.size,
             "remaining": (self.left / self.before) ** 0.5 if self.before else None,
+            "largest": self.largest,
         }
 
 

@@ -6,6 +6,7 @@ torch: a help page is made of this alone, and has no time for methods that `Sett
 
 from dct.declaration import Settings
 from dct.settings.adapt import AdaptSettings
+from dct.settings.export import ExportOutputSettings, ExportSettings
 from dct.settings.fit import METHODS, CalibrationSettings, FitSettings, SeedSettings
 from dct.settings.judge import JudgeModelSettings, JudgeSettings
 from dct.settings.model import (
@@ -58,6 +59,8 @@ __all__ = [
     "ContestSettings",
     "DemoOutputSettings",
     "EvaluateSettings",
+    "ExportOutputSettings",
+    "ExportSettings",
     "FileOutputSettings",
     "FitOutputSettings",
     "FitPromptSettings",
