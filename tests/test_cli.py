@@ -27,7 +27,7 @@ from dct.prompts import fingerprint, read
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-COMMANDS = ["fit", "calibrate", "rank", "steer", "judge", "ablate", "bench", "demo", "models"]
+COMMANDS = ["fit", "calibrate", "rank", "steer", "serve", "judge", "ablate", "bench", "demo", "models"]
 MILD = ["--harmless", "mild.txt"]  # two prompts rather than sixteen
 QUICK = ["--factors", 24, "--iterations", 2, "--scale", 0.85]
 

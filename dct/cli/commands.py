@@ -11,6 +11,7 @@ COMMANDS = {
     "curve.",
     "rank": "Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.",
     "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
+    "serve": "Serve the model to programs that speak OpenAI's protocol, each request with vectors of its own.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",
     "bench": "Measure what the vectors of each fit elicit: six experiments, as tables and figures.",
