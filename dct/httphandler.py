@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
 
         self._answer(refuse)
 
-    do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _other
+    do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _other  # noqa: N815 (http.server's)
 
     def _answer(self, work: Callable[[], None]) -> None:
         """Does the work; what goes wrong is told as OpenAI's clients read it."""
