@@ -422,6 +422,14 @@ def test_a_client_that_goes_ends_its_reply(lm, serve, monkeypatch):
     assert len(steps) < 100
 
 
+def dribble(client: socket.socket, seconds: float) -> None:
+    """Sends a byte now and then."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        client.sendall(b" ")
+        time.sleep(0.2)
+
+
 def test_slow_clients_are_let_go_and_hold_up_nobody(lm, serve, monkeypatch):
     monkeypatch.setattr(httphandler, "READ_SECONDS", 1.0)
     server = serve()
@@ -433,10 +441,8 @@ def test_slow_clients_are_let_go_and_hold_up_nobody(lm, serve, monkeypatch):
         client.sendall(head.encode() if k % 2 else b"POST /v1")
     assert said(server, asked()) == alone(lm, None)
     began = time.monotonic()
-    with slow[1] as client, pytest.raises(OSError):  # noqa: PT011 (a reset or a broken pipe, as the system has it)
-        while time.monotonic() - began < 10:  # a byte now and then does not help
-            client.sendall(b" ")
-            time.sleep(0.2)
+    with pytest.raises(OSError):  # noqa: PT011 (a reset or a broken pipe, as the system has it)
+        dribble(slow[1], 10)
     for client in slow:
         client.close()
     assert time.monotonic() - began < 8
