@@ -35,7 +35,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
-"""Parameters that clients send although they change nothing, with the values of which that is so; others are refused."""
+"""Parameters that clients send although they change nothing, and the values of which that is so; others are refused."""
 
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Parameters that are about the service and not about the reply: read and forgotten."""
