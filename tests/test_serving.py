@@ -311,7 +311,7 @@ def test_a_batch_that_fails_fails_nobody_else(lm, serve, monkeypatch):
         ({"tools": [{}]}, "tools", "not supported"),
         ({"frequency_penalty": 0.1}, "frequency_penalty", "not supported"),
         ({"beams": 3}, "beams", "unsupported parameter"),
-        ({"prompt": "x"}, "prompt", "unsupported parameter"),
+        ({"suffix_of": "x"}, "suffix_of", "unsupported parameter"),
         ({"temperature": -1}, "temperature", "from 0"),
         ({"temperature": True}, "temperature", "from 0"),
         ({"seed": 1.5}, "seed", "whole number"),
