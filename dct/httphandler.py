@@ -293,7 +293,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_WR)
         self.timed.until = time.monotonic() + 2.0
         left = 16 * BODY
-        while left > 0 and (got := self.rfile.read1(2**16)):  # type: ignore[attr-defined]
+        while left > 0 and (got := self.rfile.read1(2**16)):
             left -= len(got)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (http.server's)
