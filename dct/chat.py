@@ -97,7 +97,9 @@ class Chat:
             )
         if not opened:
             return found
-        return Rendered(found.text + self._begun(found, prompt, system), found.given, found.changing)
+        reply = found.text[found.given[-1][1] :] if found.given else found.text
+        begun = self.begun(reply, lambda: self._added(found.text, prompt, system))
+        return Rendered(found.text + begun, found.given, found.changing)
 
     def ids(self, rendered: Rendered, behind: str = "") -> list[int]:
         """Token ids of a rendered prompt, with `behind` after it; special tokens come from the template where there is
@@ -150,19 +152,19 @@ class Chat:
 
     def _found(self, prompt: str, system: str | None, opened: bool) -> Rendered:
         """The prompt rendered in the first of the shapes that the template keeps all words of."""
-        failed: _FailedTemplateError | None = None
+        failed: FailedTemplateError | None = None
         lost: set[str] = set()
         for shape, (asked, marked) in enumerate(_shapes(prompt, system)):
             try:
-                text, changing = self._rendered(asked, opened)
-                frame, _ = self._rendered(marked, opened)
-            except _FailedTemplateError as error:
+                text, changing = self.written(asked, opened)
+                frame, _ = self.written(marked, opened)
+            except FailedTemplateError as error:
                 failed = failed or error
                 continue
             if shape and _AS_DATA.search(frame):
                 continue  # the list itself was written, as Python or JSON has it
             given = _places(text, frame, prompt, system)
-            kept = {mark for mark, words in _marks(prompt, system) if given or _holds(text, frame, words)}
+            kept = {mark for mark, words in _marks(prompt, system) if given or holds(text, frame, words)}
             lost |= {mark for mark, _ in _marks(prompt, system)} - kept
             if len(kept) < len(_marks(prompt, system)):
                 continue
@@ -174,7 +176,7 @@ class Chat:
         raise self._refusal(prompt, system, failed, lost)
 
     def _refusal(
-        self, prompt: str, system: str | None, failed: "_FailedTemplateError | None", lost: set[str]
+        self, prompt: str, system: str | None, failed: "FailedTemplateError | None", lost: set[str]
     ) -> DctError:
         if failed is not None and not lost:
             if system:
@@ -191,8 +193,13 @@ class Chat:
             )
         return DctError(f"{self._template} leaves the system message out: drop `system`, or put it into the prompts")
 
-    def _rendered(self, messages: list[Message], opened: bool) -> tuple[str, bool]:
-        """What transformers makes of messages, and whether that changes with the time."""
+    def written(self, messages: list[Message], opened: bool) -> tuple[str, bool]:
+        """What transformers makes of messages, and whether that changes with the time.
+
+        Raises:
+            FailedTemplateError: the template raised an error.
+            DctError: it ran into a bound.
+        """
         # Reasoning models open a scratch pad unless told not to; the first token of the answer is what is scored.
         options: dict[str, Any] = {"add_generation_prompt": opened, "enable_thinking": False}
         special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if token is not None}
@@ -205,13 +212,17 @@ class Chat:
             raise
         except Exception as error:  # a template can raise whatever Python can
             said = str(error).strip().splitlines()
-            raise _FailedTemplateError(said[0] if said else type(error).__name__) from error
+            raise FailedTemplateError(said[0] if said else type(error).__name__) from error
         return str(text), trial.changing
 
-    def _begun(self, found: Rendered, prompt: str, system: str | None) -> str:
-        """What is put behind the template's own beginning of a reply."""
-        reply = found.text[found.given[-1][1] :] if found.given else found.text
-        thought = left_open(reply, lambda: self._added(found.text, prompt, system))
+    def begun(self, reply: str, added: Callable[[], str]) -> str:
+        """What is put behind the template's own beginning of a reply.
+
+        Args:
+            reply: what the template has written behind the last message.
+            added: tells what of it was added for the model to go on from.
+        """
+        thought = left_open(reply, added)
         if self.reply_prefix is not None:
             still = "" if thought is None or thought[1] in self.reply_prefix else f", within a thought ({thought[0]})"
             if self.reply_prefix:
@@ -233,7 +244,7 @@ class Chat:
         return text[len(asked) :] if text.startswith(asked) else ""
 
 
-class _FailedTemplateError(Exception):
+class FailedTemplateError(Exception):
     """A template raised an error."""
 
 
@@ -261,7 +272,7 @@ def _marks(prompt: str, system: str | None) -> list[tuple[str, str]]:
     return [(USER_MARK, prompt), *([(SYSTEM_MARK, system)] if system else [])]
 
 
-def _forms(text: str) -> list[str]:
+def forms(text: str) -> list[str]:
     """What templates make of a text without changing its words: stripped, escaped for HTML or JSON."""
     ends = dict.fromkeys((text, text.strip(), text.rstrip(), text.lstrip()))
     escaped = [str(escape_html(t)) for t in ends]
@@ -278,7 +289,7 @@ def _places(text: str, frame: str, prompt: str, system: str | None) -> tuple[tup
         segments = re.split("(" + "|".join(given) + ")", frame)
         filled = [
             [dict(zip(given, chosen, strict=True)).get(segment, segment) for segment in segments]
-            for chosen in itertools.product(*(_forms(words) for words in given.values()))
+            for chosen in itertools.product(*(forms(words) for words in given.values()))
         ]
         for pieces in filled:
             if "".join(pieces) == text:
@@ -291,7 +302,7 @@ def _places(text: str, frame: str, prompt: str, system: str | None) -> tuple[tup
                 return _spans(pieces, 0)
     found = []
     for words in given.values():
-        form = next((f for f in _forms(words) if text.count(f) == 1 and _unmarked(frame).count(f) == 0), None)
+        form = next((f for f in forms(words) if text.count(f) == 1 and _unmarked(frame).count(f) == 0), None)
         if form is None:
             return None
         found.append((text.index(form), text.index(form) + len(form)))
@@ -312,14 +323,14 @@ def _unmarked(frame: str) -> str:
 
 def _literal(text: str, frame: str, words: str) -> bool:
     """Whether words stand in a rendered text as they are, more often than in the template's own text."""
-    return any(text.count(form) > _unmarked(frame).count(form) for form in _forms(words))
+    return any(text.count(form) > _unmarked(frame).count(form) for form in forms(words))
 
 
-def _holds(text: str, frame: str, words: str) -> bool:
+def holds(text: str, frame: str, words: str) -> bool:
     """The same, case and spacing aside."""
     if _literal(text, frame, words):
         return True
-    letters = [_letters(form) for form in _forms(words)]
+    letters = [_letters(form) for form in forms(words)]
     there, outside = _letters(text), _letters(_unmarked(frame))
     return any(form and there.count(form) > outside.count(form) for form in letters)
 

@@ -86,7 +86,7 @@ def complete(
         raise DctError(f"{len(vectors)} vectors for {len(prompts)} prompts: give one for each")
 
     texts: dict[int, str] = {}
-    for group in _together(lm, prompts):
+    for group in together(lm, prompts):
 
         def run(start: int, stop: int, group: list[int] = group) -> list[int]:
             """Completes the prompts start..stop-1 of a group and tells where they stand."""
@@ -106,7 +106,7 @@ def _placed(on_token: OnToken, places: list[int]) -> OnToken:
     return lambda row, text: on_token(places[row], text)
 
 
-def _together(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def together(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """Which prompts may be generated together: all of them, or, where padding would change what a model says, those of
     one length."""
     lengths = [len(p) for p in prompts]
@@ -192,7 +192,6 @@ def _contiguous_head(lm: LanguageModel) -> Iterator[None]:
         handle.remove()
 
 
-@torch.no_grad()
 def _generate(
     lm: LanguageModel,
     rows: list[list[int]],
@@ -205,21 +204,62 @@ def _generate(
     on_token: OnToken | None,
 ) -> list[str]:
     pad, ends = _pad(lm)
-    longest = max(len(r) for r in rows)
-    # Padding goes to the left, is masked, and is not steered.
-    ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=lm.device)
-    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
     if temperature > 0:
         torch.manual_seed(seed)
     streamer = None if on_token is None else _Streamer(lm, len(rows), on_token)
     settings = _settings(lm, pad, ends, max_new_tokens, temperature)
+    out = _passed(lm, rows, vectors, layer, tokens, settings, streamer=streamer)
+    texts = []
+    for row in out.tolist():
+        stop = next((k for k, token in enumerate(row) if token in ends), len(row))
+        texts.append(lm.decode(row[:stop]))
+    return texts
+
+
+def go_on(
+    lm: LanguageModel,
+    rows: list[list[int]],
+    vectors: Float[Tensor, "rows width"] | None,
+    layer: int,
+    max_new_tokens: int,
+    **hooks: Any,
+) -> None:
+    """Goes on with every row in one greedy pass, for whoever watches it.
+
+    Args:
+        rows: token ids of prompts that may be generated `together`.
+        vectors: as in `complete`.
+        hooks: of transformers' `generate`: logits_processor, stopping_criteria.
+
+    Raises:
+        DctError: a model that generates in a way of its own.
+    """
+    pad, ends = _pad(lm)
+    _passed(lm, rows, vectors, layer, "all", _settings(lm, pad, ends, max_new_tokens, 0.0), **hooks)
+
+
+@torch.no_grad()
+def _passed(
+    lm: LanguageModel,
+    rows: list[list[int]],
+    vectors: Tensor | None,
+    layer: int,
+    tokens: str,
+    settings: GenerationConfig,
+    **hooks: Any,
+) -> Tensor:
+    """What `generate` puts behind each row, padded where a row ended before others."""
+    pad, longest = settings.pad_token_id, max(len(r) for r in rows)
+    # Padding goes to the left, is masked, and is not steered.
+    ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=lm.device)
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
     with (
         nullcontext() if vectors is None else steer(lm, vectors, layer, tokens) as steering,
         _instead(lm, settings),
         _contiguous_head(lm),
     ):
         out = lm.model.generate(  # type: ignore[operator]
-            ids, attention_mask=mask, streamer=streamer, generation_config=settings
+            ids, attention_mask=mask, generation_config=settings, **hooks
         )
     read = out.shape[1] - longest - 1  # the last token is not read any more
     if steering is not None and steering.generated != max(0, read):
@@ -227,11 +267,8 @@ def _generate(
             f"{lm.name} reads what it generates in a way that dct does not follow ({steering.generated} tokens instead "
             f"of {read}): it cannot be steered while it generates"
         )
-    texts = []
-    for row in out[:, longest:].tolist():
-        stop = next((k for k, token in enumerate(row) if token in ends), len(row))
-        texts.append(lm.decode(row[:stop]))
-    return texts
+    said: Tensor = out[:, longest:]
+    return said
 
 
 PROBE = 16

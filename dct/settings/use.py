@@ -170,6 +170,25 @@ class SteerSettings(Settings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
+class ServeSettings(Settings):
+    """Where a model is served, and how much of it."""
+
+    table: ClassVar[str] = "serve"
+    title: ClassVar[str] = "Server"
+    own: ClassVar[bool] = True
+
+    port: int = setting(8000, "Port; 0 is any that is free.", check=counted(0, 65535), first=True)
+    host: str = setting("127.0.0.1", "Address to listen on; others than loopback let other machines in.")
+    api_key: str | None = setting(None, "Key that clients must send; better as the variable than on the line.")
+    max_new_tokens: int = setting(
+        1024, "Most tokens of a reply, and those of a request without a number.", check=counted()
+    )
+    batch: int = setting(32, "Requests that are answered together.", check=counted(1, 1024))
+    waiting: int = setting(256, "Requests that may wait; further ones are sent away.", check=counted(1, 4096))
+    seconds: float = setting(600.0, "Time of a request, its wait included.", check=above_zero())
+
+
+@dataclass(repr=False, eq=False, match_args=False)
 class AblateSettings(Settings):
     """What is projected out, and how it is compared."""
 
