@@ -216,7 +216,7 @@ def test_only_the_logits_of_one_place_are_in_memory(lm, prompts, monkeypatch):
         seen.append(len(streams))
         return readout(lm, streams)
 
-    monkeypatch.setattr("dct.scoring.readout", watch)
+    monkeypatch.setattr("dct.nexttoken.readout", watch)
     Scorer(lm, words(lm, "Sure, here it is", "Sorry, I can not help"), SOURCE, prompts).effects(directions(2))
     assert max(seen) == 2 * len(prompts)
 

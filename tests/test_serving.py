@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -465,7 +466,10 @@ def test_the_command_serves_until_it_is_interrupted(workplace, model_folder):
     run.save("factors.safetensors")
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     words = [sys.executable, "-m", "dct", "serve", "factors.safetensors", "--port", "0", "--json"]
-    child = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore Ctrl+C
+    child = subprocess.Popen(
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds
+    )
     line = child.stdout.readline()
     assert line, child.communicate()
     told = json.loads(line)
