@@ -107,7 +107,8 @@ def _scores(parcel: Parcel) -> str:
             rows.append((f"vector {name}, rank {place} of {len(places)}{norm}", _said(one)))
     for name in ("unsteered", "random_mean", "random_best", "supervised"):
         if isinstance(found.get(name), Mapping) and found[name]:
-            rows.append((name.replace("_", ", "), _said({"effect": found[name]})))
+            kind = "test" if "right" in found[name] else "effect"
+            rows.append((name.replace("_", ", "), _said({kind: found[name]})))
     for arm in found.get("arms", []):
         rows.append((f"{arm['arm']}: {arm['vector']}, layer {arm['layer']}, norm {arm['scale']:.6g}", _arm(arm)))
     head = f"From `rank.json` (by {plain(by)}"

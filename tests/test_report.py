@@ -116,6 +116,11 @@ def test_it_is_one_file_that_asks_for_nothing(ranked):
         assert word not in text
 
 
+def test_no_page_tells_where_things_lie(ranked, model_folder):
+    assert str(model_folder) not in Path(as_json("report", ranked[0].resolve())["page"]).read_text()
+    assert f"{model_folder.parent.name}/{model_folder.name}" in " ".join(page().texts)
+
+
 def test_pages_of_runs_that_were_not_judged(fitted):  # noqa: F811
     (fitted / "rank.json").unlink(missing_ok=True)
     assert "not ranked yet" in " ".join(page().texts)

@@ -36,7 +36,8 @@ class Facts:
     """A run.
 
     Attributes:
-        name: of its folder; folder: where that is.
+        name: of its folder.
+        folder: where that is, if it lies below the working directory; else its name.
         info: how the factors were found.
         scale: R.
         objective: causal importance, penalty and change of V, by iteration.
@@ -80,7 +81,7 @@ def gathered(run: Run, factors: Factors) -> Facts:
     vectors = [_vector(name, factors, known.get(name), ranking, said.get(name, {}), unsteered, near) for name in order]
     return Facts(
         name=run.folder.resolve().name,
-        folder=str(run.folder),
+        folder=run.folder.name if run.folder.is_absolute() else str(run.folder),
         info=factors.info,
         scale=factors.scale,
         objective=factors.objective.tolist(),

@@ -7,6 +7,7 @@ puts it there as text. The template escapes whatever else it is given.
 import math
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from dct import plainjson
@@ -52,10 +53,10 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
     of_target = info.get("of_target") or [None, None]
     settled = "settled" if info.get("settled") else "has not settled"
     rows = [
-        ("model", str(info.get("model", "unknown"))),
+        ("model", _place(info.get("model"))),
         ("layers", f"{info.get('source')} to {info.get('target')} of {info.get('blocks')}"),
         ("method", f"{info.get('method')}, {len(facts.alpha)} factors, seed {info.get('seed')}"),
-        ("prompts", f"{len(info.get('prompts') or [])} of {info.get('prompts_origin', 'unknown')}"),
+        ("prompts", f"{len(info.get('prompts') or [])} of {_place(info.get('prompts_origin'))}"),
         ("scale R", _scale(facts)),
         ("iterations", f"{len(facts.objective)}; the last changed V by {last:.3g}: {settled}" if last else "none"),
     ]
@@ -74,6 +75,13 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
              f"the median {response[0] / max(null[0], 1e-30):.3g} times a random one's"),
         )  # fmt: skip
     return rows
+
+
+def _place(where: Any) -> str:
+    """A name, or the end of a path: a page is made to be handed on."""
+    if not isinstance(where, str):
+        return "unknown"
+    return "/".join(PurePath(where).parts[-2:]) if PurePath(where).is_absolute() else where
 
 
 def _scale(facts: Facts) -> str:
