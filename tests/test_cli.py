@@ -320,7 +320,8 @@ def test_the_tour_on_the_demo_model(workplace):
 
 @pytest.mark.skipif(not (DEMO_DIR / "model.safetensors").exists(), reason="no demo model yet")
 def test_the_guided_tour_shows_all_four_commands(workplace, monkeypatch):
-    monkeypatch.setattr("dct.cli.demo.FACTORS", 6)
+    for name, few in (("FACTORS", 6), ("KEPT", 2), ("CHOSEN_BY", 4), ("TESTED", 6), ("LENGTH", 8)):
+        monkeypatch.setattr(f"dct.cli.demo.{name}", few)
     said = ok("demo").stdout
     assert all(f"dct {command}" in said for command in ("fit", "rank", "steer", "ablate"))
     assert "of behaviour in 6 vectors" in said
@@ -328,7 +329,8 @@ def test_the_guided_tour_shows_all_four_commands(workplace, monkeypatch):
 
 def test_the_tour_takes_any_model_that_refuses(workplace, model_folder, monkeypatch):
     """One that refuses nothing has nothing to gain, and hears so."""
-    monkeypatch.setattr("dct.cli.demo.FACTORS", 4)
+    for name, few in (("FACTORS", 4), ("KEPT", 2), ("CHOSEN_BY", 4), ("TESTED", 6), ("LENGTH", 8)):
+        monkeypatch.setattr(f"dct.cli.demo.{name}", few)
     done = run("demo", "--model", model_folder)
     assert f"dct fit --model {model_folder} --factors 4" in " ".join(done.stdout.split())
     assert done.exit_code == 0 or "something to gain on" in done.stderr

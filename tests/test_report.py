@@ -50,9 +50,23 @@ def page(*words: object) -> Page:
     return Page(Path(as_json("report", *words)["page"]).read_text())
 
 
+@pytest.fixture(scope="module")
+def ranked_once(fitted_once, tmp_path_factory) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("ranked")
+    shutil.copytree(fitted_once, folder / "runs")
+    (folder / "mild.txt").write_text("Write a poem\nHow are you?\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        ok("rank", *SMALL, *JUDGE)
+    return folder / "runs"
+
+
 @pytest.fixture
-def ranked(fitted) -> tuple[Path, dict]:  # noqa: F811
-    return fitted, as_json("rank", *SMALL, *JUDGE)
+def ranked(ranked_once, workplace) -> tuple[Path, dict]:
+    """A fresh folder with a run in it whose vectors were judged; gives the run's folder and its ranking."""
+    shutil.copytree(ranked_once, workplace / "runs")
+    [folder] = Path("runs").iterdir()
+    return folder, json.loads((folder / "rank.json").read_text())
 
 
 # --- what stands on it ------------------------------------------------------------------------------------------------
