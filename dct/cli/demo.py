@@ -37,7 +37,7 @@ reason."""
 def demo(model: ModelSettings, options: SeedSettings, output: DemoOutputSettings) -> None:
     """Fit, rank, steer and ablate, start to finish: a minute on the model that ships with the package.
 
-    `--model` takes any other: on two CPU cores a chat model of half a billion parameters takes a quarter of an hour.
+    `--model` takes any other that refuses some of the packaged prompts; each step says beforehand how long it takes.
     """
     terminal = Terminal(output.json, output.quiet)
     named = f" --model {model.model}" if model != ModelSettings() else ""
