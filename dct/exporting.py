@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dct.errors import DctError, UsageError
-from dct.registry import Registry, UnusableError
+from dct.registry import Registry, subclass
 from dct.version import __version__
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from jaxtyping import Float
     from torch import Tensor
 
@@ -179,7 +177,7 @@ def format_named(name: str) -> Format:
         UsageError: there is none of that name.
         DctError: two packages have one of that name, or it cannot be used.
     """
-    return REGISTRY.found(name, _made)()
+    return REGISTRY.found(name, lambda offer, kind: subclass(offer, kind, Format))()  # type: ignore[type-abstract]
 
 
 def check(parcel: Parcel, how: Format) -> None:
@@ -278,18 +276,3 @@ def public(name: str) -> str:
     """A model's or file's name without the folders of this machine that it lies in."""
     path = Path(name).expanduser()
     return path.name if path.is_absolute() or name.startswith((".", "~")) or path.exists() else name
-
-
-def _made(offer: "EntryPoint", kind: Any) -> type[Format]:
-    """The format that an entry point names.
-
-    Raises:
-        UnusableError: it is no format of that name.
-    """
-    if not (isinstance(kind, type) and issubclass(kind, Format)):
-        raise UnusableError(f"{offer.value} is no dct.exporting.Format")
-    if getattr(kind, "name", None) != offer.name:
-        raise UnusableError(f"{offer.value} calls itself {getattr(kind, 'name', None)!r}")
-    if kind.__abstractmethods__:
-        raise UnusableError(f"{offer.value} is abstract: it has no {', '.join(sorted(kind.__abstractmethods__))}")
-    return kind

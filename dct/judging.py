@@ -14,11 +14,9 @@ from math import comb
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dct.errors import DctError
-from dct.registry import Registry, UnusableError, own_options
+from dct.registry import Registry, own_options, subclass
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from dct.model import LanguageModel
 
 COMPLIED, REFUSED, OTHER = LABELS = ("complied", "refused", "other")
@@ -131,22 +129,7 @@ def judge(name: str = "refusal", lm: "LanguageModel | None" = None, **options: A
 
 def kind_of(name: str) -> type[Judge]:
     """The class of a judge by its name; raises as `judge` does."""
-    return REGISTRY.found(name, _made)
-
-
-def _made(offer: "EntryPoint", kind: Any) -> type[Judge]:
-    """The judge that an entry point names.
-
-    Raises:
-        UnusableError: it is no judge of that name.
-    """
-    if not (isinstance(kind, type) and issubclass(kind, Judge)):
-        raise UnusableError(f"{offer.value} is no dct.judging.Judge")
-    if getattr(kind, "name", None) != offer.name:
-        raise UnusableError(f"{offer.value} calls itself {getattr(kind, 'name', None)!r}")
-    if kind.__abstractmethods__:
-        raise UnusableError(f"{offer.value} is abstract: it has no {', '.join(sorted(kind.__abstractmethods__))}")
-    return kind
+    return REGISTRY.found(name, lambda offer, kind: subclass(offer, kind, Judge))  # type: ignore[type-abstract]
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How what other packages may add is found by its name: methods of fitting, judges.
+"""How what other packages may add is found by its name: methods of fitting, judges, formats.
 
 What comes with the package is a file in a folder: `my_thing.py` holds the class `MyThing` under the name `my-thing`.
 What another package brings is an entry point. Listing names imports none of it.
@@ -98,6 +98,22 @@ class Registry:
             why = str(error) if isinstance(error, UnusableError) else first_line(error)
             message = f"the {self.kind} {offer.name!r} of {_whose(offer)} cannot be used: {why}"
             raise DctError(message) from error
+
+
+def subclass(offer: "EntryPoint", kind: Any, base: type[T]) -> type[T]:
+    """The class that an entry point names: whole, of the right sort, and called as its entry point is.
+
+    Raises:
+        UnusableError: it is none.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise UnusableError(f"{offer.value} is no {base.__module__}.{base.__name__}")
+    if getattr(kind, "name", None) != offer.name:
+        raise UnusableError(f"{offer.value} calls itself {getattr(kind, 'name', None)!r}")
+    abstract = getattr(kind, "__abstractmethods__", ())
+    if abstract:
+        raise UnusableError(f"{offer.value} is abstract: it has no {', '.join(sorted(abstract))}")
+    return kind
 
 
 def own_options(whose: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
