@@ -26,11 +26,10 @@ from typing import Any
 import torch
 
 import dct
-from dct.arms import middle
 from dct.bench.subject import organism_folder
 from dct.calibration import default_calibration, random_directions
 from dct.candidates import candidates
-from dct.exam import Exam
+from dct.exam import Exam, middle
 from dct.judging import COMPLIED, LABELS, REFUSED, Judge, Reply, Verdict, judge
 from dct.model import choose_layers
 from dct.organism import checkers
@@ -157,12 +156,7 @@ def measure(s: Subject, setting: Setting, seed: int) -> dict[str, Any]:
     entrants = [[Push(source, c * R * v, str(k), c * R) for c in SCALES] for k, v in enumerate(directions)]
     exam = s.exam()
     heard = exam.marks([middle(pushes) for pushes in entrants], chosen[:HEARD])
-    most = heard
-    for k in range(SCALES.index(1.0) + 1, len(SCALES)):  # as `dct rank` hears them
-        if sum(2 * mark.right >= mark.asked for mark in most) >= COMPETE:
-            break
-        longer = exam.marks([pushes[k] for pushes in entrants], chosen[:HEARD])
-        most = [max(pair, key=lambda mark: mark.right) for pair in zip(most, longer, strict=True)]
+    most = [mark for _, mark in exam.audition(entrants, chosen[:HEARD], COMPETE)]  # the same replies, and longer pushes
     order = sorted(range(len(entrants)), key=lambda k: -most[k].right)
     pushes = [push for k in order[:COMPETE] for push in entrants[k]]
     marks = exam.marks(pushes, chosen)

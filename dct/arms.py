@@ -6,7 +6,6 @@ Those stand first that a ranking by likelihood puts first: that is how ties are 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -65,14 +64,6 @@ class Screen:
             [Push(aim.layer, c * aim.scale * directions[k], names[k], c * aim.scale) for c in sorted(scales)]
             for k in _highest(effects)[:HEARD]
         ]
-
-
-T = TypeVar("T")
-
-
-def middle(lengths: Sequence[T]) -> T:
-    """The one of several lengths, shortest first, at which a direction is scored and heard: of two, the shorter."""
-    return lengths[(len(lengths) - 1) // 2]
 
 
 def _highest(effects: Sequence[Effect]) -> list[int]:

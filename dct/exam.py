@@ -16,6 +16,15 @@ from dct.halving import Contest, Mark, halving
 from dct.replies import Push, Replies
 
 Q = TypeVar("Q")
+T = TypeVar("T")
+
+Heard = tuple[Push, Mark]
+"""A push, and its right answers where everyone was heard."""
+
+
+def middle(lengths: Sequence[T]) -> T:
+    """The one of several lengths, shortest first, at which a direction is heard first: of two, the shorter."""
+    return lengths[(len(lengths) - 1) // 2]
 
 
 @dataclass
@@ -49,6 +58,23 @@ class Exam(Generic[Q]):
             return self.asked([pushes[k] for k in which], [questions[q] for q in some])
 
         return halving(ask, len(pushes), len(questions), self.exhaustive)
+
+    def audition(self, entrants: Sequence[Sequence[Push]], questions: Sequence[Q], enough: int) -> list[Heard]:
+        """Everyone at the length at which it answers most: the middle one and, as long as fewer than `enough` answer
+        half of the questions, longer ones.
+
+        Args:
+            entrants: each at so many lengths, the shortest first.
+        """
+        first, lengths = middle(range(len(entrants[0]))), len(entrants[0])
+        best: list[Heard] = []
+        for k in range(first, lengths):
+            tried = [pushes[k] for pushes in entrants]
+            now = list(zip(tried, self.marks(tried, questions), strict=True))
+            best = [max(pair, key=lambda one: one[1].right) for pair in zip(best, now, strict=True)] if best else now
+            if sum(2 * mark.right >= mark.asked for _, mark in best) >= enough:
+                break
+        return best
 
     def marks(self, pushes: Sequence[Push | None], questions: Sequence[Q]) -> list[Mark]:
         """How many of all questions are answered rightly under each push."""

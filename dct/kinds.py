@@ -17,7 +17,7 @@ from dct.nexttoken import NextTokens
 ALIKE = 0.2
 """Mean distance below which groups of vectors are of one kind."""
 
-HEARD = 256
+GROUPED = 256
 """Vectors that are grouped at a time, at most: each takes prompts x vocabulary x 2 bytes."""
 
 

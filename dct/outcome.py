@@ -64,8 +64,7 @@ class Selection:
         arms: the chosen one of each; the found one first.
         unsteered: successes of the model left alone on the test prompts.
         alone: its score on the prompts of the screen.
-        random_best: the best random vector by score.
-        random: all of them, by score and damage.
+        random: as many random vectors, by score and damage.
         pool: which prompts.
         words: what the screen compared.
         scale, scales: R, and the multiples of it that were tried.
@@ -79,7 +78,6 @@ class Selection:
     arms: list[Champion]
     unsteered: Mark
     alone: Effect
-    random_best: Effect
     random: list[Effect]
     pool: Pool
     words: Words
@@ -90,6 +88,11 @@ class Selection:
     max_new_tokens: int
     judge: str
     wanted: str
+
+    @property
+    def random_best(self) -> Effect:
+        """The random vector with the highest score."""
+        return max(self.random, key=lambda effect: effect.score)
 
     @property
     def found(self) -> Champion:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from dct.arms import FOUND, HEARD, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, middle, noise, screen
+from dct.arms import FOUND, HEARD, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
 from dct.candidates import Aim, candidates, tries
 from dct.damage import Harmless
 from dct.estimate import Cost, clocked, cost
-from dct.exam import Exam, Tally
+from dct.exam import Exam, Heard, Tally, middle
 from dct.factors import Factors
 from dct.halving import Contest, Mark, completions, rounds
 from dct.journal import Journal
@@ -40,9 +40,6 @@ SCALES = (0.7, 1.0, 1.4, 2.0)
 
 ON_CPU, ON_GPU = 64, 100
 """Tokens of a reply, unless told otherwise."""
-
-Heard = tuple[Push, Mark]
-"""A push, and its successes on the prompts on which everyone is heard."""
 
 TIMED = 4
 """Replies by which a judge is timed."""
@@ -166,7 +163,6 @@ class _Trial:
             arms=champions,
             unsteered=Mark(sum(tested[-1]), len(self.pool.test)),
             alone=scorer.unsteered,
-            random_best=max(screened.null_effects, key=lambda effect: effect.score),
             random=screened.null_effects,
             pool=self.pool,
             words=compared,
@@ -258,20 +254,8 @@ class _Trial:
         return self.pool.validation[:asked]
 
     def _audition(self, arm: str, entrants: Sequence[Sequence[Push]]) -> list[Heard]:
-        """Everyone at the length at which it succeeds most: the middle one and, as long as fewer than go on succeed on
-        half of the prompts, longer ones."""
         self.watch.stage(f"listening, {arm}")
-        order = [middle(range(len(entrants[0])))]
-        order += range(order[0] + 1, len(entrants[0]))
-        best: list[Heard] = []
-        for k in order:
-            tried = [pushes[k] for pushes in entrants]
-            marks = self.exam.marks(tried, self._first)
-            now = list(zip(tried, marks, strict=True))
-            best = [max(pair, key=lambda one: one[1].right) for pair in zip(best, now, strict=True)] if best else now
-            if sum(2 * mark.right >= mark.asked for _, mark in best) >= self.keep:
-                break
-        return best
+        return self.exam.audition(entrants, self._first, self.keep)
 
     def _contest(self, arm: str, pushes: Sequence[Push]) -> Contest:
         self.watch.stage(f"choosing, {arm}")

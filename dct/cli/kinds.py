@@ -67,13 +67,13 @@ def run_kinds(
     """
     from dct.calibration import random_directions
     from dct.candidates import Aim, candidates
-    from dct.kinds import HEARD, kinds
+    from dct.kinds import GROUPED, kinds
     from dct.naming import vector_names
     from dct.nexttoken import NextTokens
 
     aim = Aim.of(factors, scale=scale)
     names, directions = candidates(factors)
-    names, vectors = names[:HEARD], aim.scale * directions[:HEARD]
+    names, vectors = names[:GROUPED], aim.scale * directions[:GROUPED]
     random = aim.scale * random_directions(len(vectors), lm.width, seed + 2)
     with terminal.busy("looking for kinds"):
         told = [*prompts.texts[:TOLD_BY], *harmless.texts[:TOLD_BY]]
@@ -111,14 +111,14 @@ def _causes(
     terminal: Terminal, factors: "Factors", lm: "LanguageModel", told: list[str], aim: "Aim"
 ) -> dict[str, tuple[str, ...]]:
     """The tokens that what each factor causes points to."""
-    from dct.kinds import HEARD
+    from dct.kinds import GROUPED
     from dct.naming import target_names
 
     target = factors.info.get("target")
     if target is None:
         return {}
     with terminal.busy("reading what they cause"):
-        found = target_names(lm, factors.U[:HEARD], int(target), lm.encode(told, aim.system))
+        found = target_names(lm, factors.U[:GROUPED], int(target), lm.encode(told, aim.system))
     return {str(k): name.more for k, name in enumerate(found)}
 
 
