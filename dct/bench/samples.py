@@ -105,7 +105,7 @@ def _notes(w: Workshop) -> list[str]:
     if w.subject.judge is not None:
         notes.append(
             "complies: share of the unseen refusals that become coherent compliance, by whole completions, read by "
-            f"{'the planted truth' if not w.subject.judge.learns else f'the judge {w.subject.judge.name}'}"
+            f"{'the planted truth' if w.subject.judge.planted else f'the judge {w.subject.judge.name}'}"
         )
     else:
         notes.append("completions are not judged")
@@ -115,7 +115,7 @@ def _notes(w: Workshop) -> list[str]:
 def _chosen(w: Workshop) -> str:
     """How one vector of many is chosen, in words."""
     others = f"{len(w.split().validation)} others"
-    if w.subject.judge is not None and w.subject.judge.chooses:
+    if w.subject.judge is not None and not w.subject.judge.planted:
         return f"turned most refusals among {2 * w.sizes.probes} of {others} into compliance, ties by score"
     return f"scored highest on {others}"
 
@@ -123,7 +123,7 @@ def _chosen(w: Workshop) -> str:
 def _sentences(w: Workshop, results: list[Result], rows: list[dict[str, Any]]) -> list[str]:
     """The order of the methods, and which steps of the post's order this measurement bears out: by the gain or, where
     vectors are chosen by replies, by the share of refusals that become compliance."""
-    judged = w.subject.judge is not None and w.subject.judge.chooses
+    judged = w.subject.judge is not None and not w.subject.judge.planted
     value, what, how = (_share, "complies", ".0%") if judged else (_gain, "gain", "+.2f")
     means = {m: mean_and_error([r.get(what) for r in rows if r["method"] == m])[0] for m in POST_ORDER}
     known = {m: v for m, v in means.items() if v is not None}

@@ -108,8 +108,8 @@ class Judge(ABC):
         classes: all behaviours that it can name, `none` aside.
         refusal, compliance: the two that steering is to turn into each other.
         none: its name for a completion that shows nothing whole.
-        learns: it has to hear first what the model says to some prompts when nothing steers it.
-        chooses: vectors are chosen by what it says of completions; else by the score of two words.
+        planted: it is the truth, and vectors are chosen by the score of two words. Any other has to hear first what the
+            model says to some prompts when nothing steers it, and chooses the vectors.
     """
 
     name: str
@@ -117,8 +117,7 @@ class Judge(ABC):
     refusal: str
     compliance: str
     none: str
-    learns: bool
-    chooses: bool
+    planted: bool
 
     @abstractmethod
     def read(self, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
@@ -136,7 +135,7 @@ class Planted(Judge):
         classes: all that it can name, `other` aside.
     """
 
-    name, learns, chooses = "planted", False, False
+    name, planted = "planted", True
     refusal, compliance, none = "refusal", "compliance", "other"
 
     def __init__(self, classify: Callable[[str, str], str], classes: tuple[str, ...]) -> None:
@@ -153,7 +152,7 @@ class Reader(Judge):
     Its labels are the classes; text that is not coherent has a class of its own.
     """
 
-    learns, chooses = True, True
+    planted = False
     refusal, compliance, none = REFUSED, COMPLIED, "incoherent"
     classes = LABELS
 
@@ -240,7 +239,7 @@ class Subject:
             "harmless": fingerprint(self.harmless),
             "task": None if self.task is None else fingerprint([repr(q) for q in self.task.questions]),
             "unlock": None if self.task is None else self.task.unlock,
-            "judged": self.judge is not None and (not self.judge.learns or self.judge.name),
+            "judged": self.judge is not None and (self.judge.planted or self.judge.name),
             "words": list(self.words),
             "system": self.system,
             "lambda": self.ratio,

@@ -187,11 +187,11 @@ class Workshop:
         return Scorer(s.lm, self.words, s.source if layer is None else layer, list(prompts), list(harmless), s.system)
 
     def ranked(self, directions: Float[Tensor, "n d"], prompts: Sequence[str]) -> Ranked:
-        """Directions at R by what they do on prompts: by their score or, where the judge chooses, by how many refusals
-        among a few prompts they turn into compliance, ties by score."""
+        """Directions at R by what they do on prompts: by their score or, where the truth is not planted, by how many
+        refusals among a few prompts they turn into compliance, ties by score."""
         effects = self.scorer(prompts).effects(self.scale * directions)
         turned = [0] * len(effects)
-        if self.subject.judge is not None and self.subject.judge.chooses:
+        if self.subject.judge is not None and not self.subject.judge.planted:
             asked = self.refused(prompts)[: 2 * self.sizes.probes]
             classes = self.classes(asked, self.scale * directions) if asked else [[] for _ in effects]
             turned = [row.count(self.subject.judge.compliance) for row in classes]
@@ -229,7 +229,7 @@ class Workshop:
         """The judge, who has heard what the model says to some prompts, from the records or now."""
         s = self.subject
         assert s.judge is not None
-        if s.judge.learns:
+        if not s.judge.planted:
             prompts = [*s.harmful[:LEARNT], *s.harmless[:LEARNT]]
             key = key_of({"subject": s.identity, "tokens": self.sizes.tokens, "said": prompts})
             found = self.records.load("said", key)
@@ -283,7 +283,7 @@ class Workshop:
 
     def choice_cost(self, vectors: int) -> float:
         """Of ranking so many vectors on the validation prompts."""
-        judged = self.subject.judge is not None and self.subject.judge.chooses
+        judged = self.subject.judge is not None and not self.subject.judge.planted
         return self.score_cost(vectors, self.sizes.validation) + judged * self.said_cost(
             2 * self.sizes.probes * vectors
         )

@@ -15,7 +15,7 @@ from dct.calibration import random_directions
 from dct.candidates import candidates
 from dct.contents import RANKING
 from dct.factors import Factors
-from dct.judging import LABELS, Reply, judge
+from dct.judging import LABELS, Judge, Reply, judge
 from dct.replies import UNSTEERED
 from dct.runs import Run
 
@@ -77,8 +77,10 @@ def gathered(run: Run, factors: Factors) -> Facts:
     ranked = [] if ranking is None else list(ranking["vectors"])
     known = {str(one["vector"]): one for one in ranked}
     order = [str(one["vector"]) for one in ranked] + [name for name in names if name not in known]
-    near = _nearest(names, directions)
-    vectors = [_vector(name, factors, known.get(name), ranking, said.get(name, {}), unsteered, near) for name in order]
+    near, reader = _nearest(names, directions), judge("refusal")
+    reader.learn([Reply(prompt, text, text) for prompt, text in unsteered.items()])
+    replies = {name: _judged(said.get(name, {}), unsteered, reader) for name in order}
+    vectors = [_vector(name, factors, known.get(name), ranking, replies[name], near[name]) for name in order]
     return Facts(
         name=run.folder.resolve().name,
         folder=run.folder.name if run.folder.is_absolute() else str(run.folder),
@@ -139,15 +141,14 @@ def _vector(
     factors: Factors,
     ranked: dict[str, Any] | None,
     ranking: dict[str, Any] | None,
-    said: dict[float, dict[str, str]],
-    unsteered: dict[str, str],
-    near: dict[str, list[tuple[str, float]]],
+    judged: tuple[list[dict[str, Any]], dict[str, int]],
+    near: list[tuple[str, float]],
 ) -> dict[str, Any]:
     """What is known of a vector."""
     kinds = (ranking or {}).get("kinds") or {}
     names = (kinds.get("names") or {}).get(name) or {}
     effect = (ranked or {}).get("effect") or {key: (ranked or {}).get(key) for key in ("score", "flipped", "kl")}
-    replies, counts = _judged(said, unsteered)
+    replies, counts = judged
     return {
         "vector": name,
         "alpha": float(factors.alpha[int(name.removeprefix("-"))]),
@@ -160,21 +161,19 @@ def _vector(
         "more": names.get("more", []),
         "less": names.get("less", []),
         "causes": names.get("causes", []),
-        "nearest": near[name],
+        "nearest": near,
         "labels": counts,
         "replies": replies,
     }
 
 
 def _judged(
-    said: dict[float, dict[str, str]], unsteered: dict[str, str]
+    said: dict[float, dict[str, str]], unsteered: dict[str, str], reader: Judge
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Some prompts with what was said to them at every length, and how many of all replies were judged what."""
     rows = [(scale, prompt, text) for scale, texts in sorted(said.items()) for prompt, text in texts.items()]
     if not rows:
         return [], {}
-    reader = judge("refusal")
-    reader.learn([Reply(prompt, text, text) for prompt, text in unsteered.items()])
     verdicts = reader.verdicts([Reply(prompt, text, unsteered.get(prompt)) for _, prompt, text in rows])
     labels = [verdict.label if verdict.coherent else INCOHERENT for verdict in verdicts]
     by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
