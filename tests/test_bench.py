@@ -329,6 +329,21 @@ def test_a_behaviour_counts_only_where_the_model_alone_shows_another():
     assert enumeration.curve(result, "other") == [(1, pytest.approx(0.75)), (2, pytest.approx(1.5)), (4, 3.0)]
 
 
+def test_a_kind_counts_where_it_is_whole_and_not_what_the_model_says_alone():
+    result = {
+        "classes": [["refusal", "refusal"], ["compliance", "other"], ["other", "other"], ["hostile", "hostile"]],
+        "kinds": [
+            {"members": [0], "unchanged": True},
+            {"members": [1, 2], "unchanged": False},  # half of its most typical vector's completions are whole
+            {"members": [3], "unchanged": False},
+        ],
+    }
+    assert enumeration.coherent_kinds(result, "other") == 2
+    result["kinds"][1]["members"] = [2, 1]
+    assert enumeration.coherent_kinds(result, "other") == 1
+    assert enumeration.coherent_kinds({"classes": []}, "other") is None  # measured before kinds were counted
+
+
 def test_geometry_of_planted_vectors():
     assert multiplicity.geometry(torch.eye(4)) == {"count": 4, "mean |cos|": 0.0, "std |cos|": 0.0, "condition": 1.0}
     assert multiplicity.geometry(torch.eye(4)[:1]) == {
@@ -424,6 +439,9 @@ def test_every_experiment_on_a_small_model(workshop):
     assert {(row["method"], row["scale"]) for row in by["iv"].rows} == {
         (m, c) for m in ("exponential", "melbo", "random") for c in (0.5, 1.0)
     }
+    for one in outcome.results["iv"]:
+        grouped = [k for kind in one.result["kinds"] for k in kind["members"]]
+        assert sorted(grouped) == list(range(len(one.result["classes"])))  # each vector is of one kind
     assert [row["m"] for row in by["vi"].rows] == [2, 4]
 
     # Everything is on record: nothing is measured again, and the reports are the same.

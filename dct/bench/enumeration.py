@@ -1,9 +1,13 @@
 """(iv) Enumeration: how many different planted behaviours some vector elicits, by the number of vectors tried, against
-random vectors at the same scale. Needs ground truth.
+random vectors at the same scale; and how many kinds of coherent text there are among what they say, named or not.
+Needs a judge.
 
 A vector elicits a behaviour if some probe prompt, none of which a fit has seen, is completed with it although the model
 left alone completes that prompt otherwise. The number expected of k vectors drawn at random from those of a fit is
 exact: sum over behaviours of 1 - C(M - h, k) / C(M, k), where h of the M vectors elicit the behaviour.
+
+Kinds are those of `dct.kinds`, behind the probes. One counts if the model left alone is none of it, and if its most
+typical vector's completions of at least half of the probes show something whole.
 """
 
 import math
@@ -12,6 +16,8 @@ from typing import Any
 from dct.bench.tables import Report
 from dct.bench.workshop import Cell, Result, Workshop
 from dct.calibration import random_directions
+from dct.kinds import GROUPED, kinds
+from dct.nexttoken import NextTokens
 
 TITLE = "Enumeration"
 METHODS = ("exponential", "melbo", "random")
@@ -24,7 +30,8 @@ def plan(w: Workshop) -> list[Cell]:
     cells = []
     for method in METHODS:
         for number, scale in enumerate(w.sizes.scales):
-            cost = w.said_cost(w.sizes.tried * len(probes(w)))
+            asked = len(probes(w))
+            cost = w.said_cost(w.sizes.tried * asked) + w.score_cost(min(GROUPED, w.sizes.tried), asked)
             if method != "random" and number == 0:
                 cost += w.fit_cost(method, w.sizes.fitted, w.sizes.tried)
             cells.append(Cell("iv", {"method": method, "scale": scale}, cost))
@@ -41,14 +48,28 @@ def probes(w: Workshop) -> list[str]:
 
 
 def measure(w: Workshop, method: str, scale: float) -> dict[str, Any]:
-    """The class of every probe's completion: left alone, and under each vector."""
+    """The class of every probe's completion: left alone, and under each vector; and which vectors do the same."""
     parts, asked = w.split(), probes(w)
     if method == "random":
         directions = random_directions(w.sizes.tried, w.d, w.subject.seed + 3)
     else:
         directions = w.fit(method, parts.train[: w.sizes.fitted], w.sizes.tried).V
-    classes = w.classes(asked, scale * w.scale * directions)
-    return {"unsteered": w.unsteered(asked), "classes": classes}
+    added = scale * w.scale * directions
+    next_tokens = NextTokens(w.subject.lm, w.subject.source, w.subject.lm.encode(asked, w.subject.system))
+    found = kinds(next_tokens, added[:GROUPED])
+    return {
+        "unsteered": w.unsteered(asked),
+        "classes": w.classes(asked, added),
+        "kinds": [{"members": list(kind.members), "unchanged": kind.unchanged} for kind in found],
+    }
+
+
+def coherent_kinds(result: dict[str, Any], none: str) -> int | None:
+    """Kinds that count; None for a measurement from before they were counted."""
+    if "kinds" not in result:
+        return None
+    typical = [kind["members"][0] for kind in result["kinds"] if not kind["unchanged"]]
+    return sum(2 * result["classes"][k].count(none) <= len(result["classes"][k]) for k in typical)
 
 
 def elicited(result: dict[str, Any], none: str) -> list[set[str]]:
@@ -76,7 +97,8 @@ def curve(result: dict[str, Any], none: str) -> list[tuple[int, float]]:
 
 
 def report(w: Workshop, results: list[Result]) -> Report:
-    """For each method and scale, how many behaviours any vector elicits, and how many vectors each of them."""
+    """For each method and scale, how many behaviours any vector elicits, how many vectors each of them, and how many
+    kinds of coherent text there are."""
     judge = w.subject.judge
     if judge is None:
         return Report("iv", TITLE, [], notes=["left out: no judge"])
@@ -88,6 +110,7 @@ def report(w: Workshop, results: list[Result]) -> Report:
         said = [c for one in r.result["classes"] for c in one]
         row["behaviours"] = sum(n > 0 for n in counts.values())
         row["elicited by"] = ", ".join(f"{b} {n}" for b, n in counts.items() if n) or "nothing"
+        row["kinds"] = coherent_kinds(r.result, judge.none)
         row["none whole"] = said.count(judge.none) / len(said)
         rows.append(row)
     sentences = []
@@ -98,9 +121,16 @@ def report(w: Workshop, results: list[Result]) -> Report:
                 f"at {scale:g} R, {at['exponential']['vectors']} exponential vectors elicit "
                 f"{at['exponential']['behaviours']} different behaviours, {at['random']['vectors']} random ones "
                 f"{at['random']['behaviours']}"
+                + _kinds(at["exponential"]["kinds"], at["random"]["kinds"])
             )
     notes = [
         f"elicited by: so many vectors complete at least one of {len(probes(w))} unseen prompts with the behaviour "
-        "although the unsteered model completes that prompt otherwise; none whole: completions that show nothing whole"
+        "although the unsteered model completes that prompt otherwise; kinds: groups of vectors under which the model "
+        "goes on alike, otherwise than alone, and whole; none whole: completions that show nothing whole"
     ]
     return Report("iv", TITLE, rows, sentences, notes)
+
+
+def _kinds(found: int | None, random: int | None) -> str:
+    """The end of a sentence, on kinds."""
+    return "" if found is None or random is None else f"; kinds of coherent text: {found} against {random}"
