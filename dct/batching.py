@@ -1,5 +1,5 @@
 """Work in batches that fit memory: as many rows at a time as it holds, half as many when it runs out; on a CPU, several
-parts side by side. Loses nothing."""
+parts side by side; of several processes, each does its share (`dct.team`). Loses nothing."""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +11,7 @@ import torch
 
 from dct import compat
 from dct.errors import DctError
+from dct.team import current
 
 T = TypeVar("T")
 
@@ -24,7 +25,8 @@ def in_batches(
     on_rows: Callable[[int], None] | None = None,
     lanes: int = 1,
 ) -> tuple[list[T], int]:
-    """Calls run(start, stop) over 0..total, part after part, halving the parts whenever memory runs out.
+    """Calls run(start, stop) over 0..total, part after part, halving the parts whenever memory runs out. In a team each
+    process calls it over its share, and all have all the results.
 
     Args:
         run: does the rows start..stop-1; repeated with fewer of them when memory runs out.
@@ -32,7 +34,7 @@ def in_batches(
         batch: rows in hand at a time to begin with, in all lanes together.
         device: where the memory is.
         cure: what the user can do if a single row does not fit.
-        on_rows: told how many rows have just been done.
+        on_rows: told how many rows have just been done, those that other processes will have done by then included.
         lanes: parts that run at the same time (see `side_by_side`).
 
     Returns:
@@ -41,17 +43,50 @@ def in_batches(
     Raises:
         DctError: a single row does not fit in memory.
     """
+    team = current()
+    share = team.share(total)
+    told = 0
+
+    def tell(done: int) -> None:
+        """So many rows of the share are done."""
+        nonlocal told
+        if on_rows is not None:
+            rows = total * done // len(share) if share else total
+            on_rows(rows - told)
+            told = rows
+
+    def own() -> list[T]:
+        """The results of the share."""
+        nonlocal batch
+        results, batch = _own(run, share, batch, device, cure, tell, lanes)
+        return results
+
+    results = team.gathered(own, device)
+    if total and not share:
+        tell(0)
+    return results, batch
+
+
+def _own(
+    run: Callable[[int, int], T],
+    share: range,
+    batch: int,
+    device: torch.device,
+    cure: str,
+    tell: Callable[[int], None],
+    lanes: int,
+) -> tuple[list[T], int]:
+    """The same of one process; `tell` is told how many of its rows are done."""
     results: list[T] = []
-    done = 0
-    while done < total:
+    done = share.start
+    while done < share.stop:
         lanes = max(1, min(lanes, batch))
-        ends = _ends(done, total, max(1, batch // lanes), lanes)
+        ends = _ends(done, share.stop, max(1, batch // lanes), lanes)
         try:
             with closing(side_by_side(run, ends, lanes)) as parts:
                 for stop, part in zip(ends[1:], parts, strict=True):
                     results.append(part)
-                    if on_rows is not None:
-                        on_rows(stop - done)
+                    tell(stop - share.start)
                     done = stop
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -59,7 +94,7 @@ def in_batches(
             batch = min(batch, lanes * max(stop - start for start, stop in pairwise(ends))) // 2
             if batch == 0:
                 raise DctError(f"out of memory with a single row: {cure}") from error
-        if done < total:  # outside the handler, which would keep the failed pass's tensors alive
+        if done < share.stop:  # outside the handler, which would keep the failed pass's tensors alive
             release_memory(device)
     return results, batch
 

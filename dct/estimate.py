@@ -13,6 +13,7 @@ import torch
 
 from dct.derivatives import Derivatives, Map
 from dct.memory import available, peak, used
+from dct.team import alone, current
 
 Work = dict[str, int]
 """Rows that will go through a map, by the `Derivatives` method that they go through."""
@@ -86,6 +87,7 @@ def seconds(f: Map, dim: int, *works: Work, batch: int | None = None) -> list[fl
     def duration(kind: str, rows: int) -> float:
         """Seconds of so many rows: ceil(rows / rows at once) * fixed + rows * each."""
         fixed, per_row = law(kind)
+        rows = current().most(rows)
         return -(-rows // d.rows_at_once(kind)) * fixed + rows * per_row
 
     return [float(sum(duration(kind, rows) for kind, rows in work.items())) for work in works]
@@ -139,6 +141,7 @@ def rows_seconds(run: Callable[[int], Any], rows: int, batch: int, device: torch
     """
     if rows <= 0:
         return 0.0
+    rows = current().most(rows)
     fixed, per_row = _law(lambda size: clocked(lambda: run(size), device), min(batch, rows), float(rows))
     return -(-rows // batch) * fixed + rows * per_row
 
@@ -203,10 +206,11 @@ def _timed(d: Derivatives, kind: str, rows: int) -> float:
 
 
 def clocked(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that a piece of work takes, until the device has done it."""
+    """Seconds that a piece of work takes in this process, until the device has done it."""
     _wait(device)
     began = time.perf_counter()
-    run()
+    with alone():
+        run()
     _wait(device)
     return time.perf_counter() - began
 

@@ -88,17 +88,18 @@ def complete(
     texts: dict[int, str] = {}
     for group in together(lm, prompts):
 
-        def run(start: int, stop: int, group: list[int] = group) -> list[int]:
-            """Completes the prompts start..stop-1 of a group and tells where they stand."""
+        def run(start: int, stop: int, group: list[int] = group) -> dict[int, str]:
+            """Completions of the prompts start..stop-1 of a group, by where they stand."""
             places = group[start:stop]
             rows = [list(prompts[k]) for k in places]
             chosen = None if vectors is None else vectors[places]
             here = None if on_token is None else _placed(on_token, places)
             said = _generate(lm, rows, chosen, layer, tokens, max_new_tokens, temperature, seed, here)
-            texts.update(zip(places, said, strict=True))
-            return places
+            return dict(zip(places, said, strict=True))
 
-        in_batches(run, len(group), batch, lm.device, "lower `max_new_tokens`")
+        parts, _ = in_batches(run, len(group), batch, lm.device, "lower `max_new_tokens`")
+        for part in parts:
+            texts.update(part)
     return [texts[k] for k in range(len(prompts))]
 
 

@@ -1,7 +1,7 @@
 """Completions kept as they are made, so that work that was cut goes on where it stood.
 
 A JSONL file that only grows. Each line holds a completion under a key that says what it is of; whoever writes it is
-whole lines at a time, and a line that a killed process left torn is dropped.
+whole lines at a time, and a line that a killed process left torn is dropped. Of several processes the leader writes.
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dct import plainjson
+from dct.team import leads
 from dct.writing import unwritable
 
 COPY = "copy the run to another folder"
@@ -34,7 +35,7 @@ class Journal:
         try:
             data = path.read_bytes() if path.exists() else b""
             whole = data.rfind(b"\n") + 1
-            if whole < len(data):
+            if whole < len(data) and leads():
                 os.truncate(path, whole)
         except OSError as error:
             raise unwritable(path, error, COPY) from error
@@ -49,14 +50,17 @@ class Journal:
         Raises:
             DctError: they cannot be written.
         """
-        data = "".join(plainjson.dumps(row, strict=False) + "\n" for row in rows).encode()
+        if leads():
+            self._write("".join(plainjson.dumps(row, strict=False) + "\n" for row in rows).encode())
+        self.known.update({row["key"]: row["completion"] for row in rows})
+
+    def _write(self, data: bytes) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 file.write(data)
         except OSError as error:
             raise unwritable(self.path, error, COPY) from error
-        self.known.update({row["key"]: row["completion"] for row in rows})
 
 
 def _read(line: bytes) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dct.errors import DctError
+from dct.team import current
 from dct.writing import unwritable
 
 try:
@@ -31,8 +32,8 @@ class TakenError(DctError):
 
 @contextmanager
 def held(folder: Path, *, new: bool = False) -> Iterator[None]:
-    """Keeps other processes out of a folder while the context lasts. A folder that was made for it and is still empty
-    at the end goes again.
+    """Keeps other jobs out of a folder while the context lasts. A folder that was made for it and is still empty at the
+    end goes again. Of the processes of one job the leader holds it.
 
     Args:
         folder: made if it is not there, with the folders on the way.
@@ -43,12 +44,14 @@ def held(folder: Path, *, new: bool = False) -> Iterator[None]:
         DctError: it cannot be made or written.
     """
     made: list[Path] = []
+    releases: list[Callable[[], None]] = []
     try:
-        release = _taken(folder, made, new)
+        current().agreed(lambda: releases.append(_taken(folder, made, new)))
         try:
             yield
         finally:
-            release()
+            for release in releases:
+                release()
     finally:
         for path in reversed(made):
             with suppress(OSError):  # not empty: something was written

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dct.errors import UsageError
+from dct.team import current
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def available(device: "torch.device", limit: int | None = None) -> int:
     """Bytes that can still be had on a device: what is free, or what is left of `limit` where that is less.
 
     On a GPU the blocks that torch holds in reserve count as free; on a CPU the page cache does, and the limit of a
-    container counts like the end of memory.
+    container counts like the end of memory. There the processes of a team have equal parts of it.
 
     Args:
         device: where.
@@ -69,7 +70,7 @@ def available(device: "torch.device", limit: int | None = None) -> int:
     else:
         import psutil  # type: ignore[import-untyped]
 
-        free = min([int(psutil.virtual_memory().available), *_containers()])
+        free = min([int(psutil.virtual_memory().available), *_containers()]) // current().local_size
     if limit is not None:
         free = min(free, limit - used(device))
     return max(0, int(free))

@@ -100,7 +100,8 @@ def _bytes(parameters: int, dtype: torch.dtype) -> int:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; `auto` and `map` are the first GPU, Apple's, or the CPU.
+    """The device of that name; `auto` and `map` are the GPU of this process (the first one, unless it is one of
+    several), Apple's, or the CPU.
 
     Raises:
         UsageError: no such name.

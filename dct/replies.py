@@ -17,6 +17,7 @@ from dct.estimate import completions_seconds
 from dct.generation import complete, completion_bytes
 from dct.journal import Journal
 from dct.model import LanguageModel
+from dct.team import current
 
 AT_ONCE = 64
 """Completions at a time."""
@@ -58,7 +59,7 @@ class Replies:
         lm: the model.
         length: tokens of a reply, at most.
         system: system message.
-        batch: replies at a time.
+        batch: replies at a time, in each process.
         journal: where they are kept; left out, nowhere.
         on_rows: told how many more are there.
     """
@@ -90,8 +91,9 @@ class Replies:
             groups.setdefault(site, []).append(key)
         for group in groups.values():
             group.sort(key=lambda key: len(self.ids(missing[key][1])))  # little padding in every batch
-            for start in range(0, len(group), self.batch):
-                some = group[start : start + self.batch]
+            at_once = self.batch * current().size
+            for start in range(0, len(group), at_once):
+                some = group[start : start + at_once]
                 self._make(some, [missing[key] for key in some])
                 self._tell(len(some))
         return [self.known[key] for key in keys]

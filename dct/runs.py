@@ -19,6 +19,7 @@ from dct.job import State
 from dct.lock import TakenError, held
 from dct.method import method
 from dct.recipe import CONFIG, Recipe
+from dct.team import current, leads
 from dct.tensorfile import as_stored, read_tensors, write_tensors
 from dct.writing import write_whole
 
@@ -125,13 +126,16 @@ class Run:
 
     def drop_state(self) -> None:
         """Forgets an interrupted fit."""
-        self.state.unlink(missing_ok=True)
+        if leads():
+            self.state.unlink(missing_ok=True)
 
     def save_factors(self, factors: Factors, recipe: Recipe | None = None) -> None:
         """Writes the factors, with the recipe that repeats them if there is one, and drops the state and the ranking
         that they replace. Wherever that is cut short, what is left behind is known for what it is: the state by
         `superseded`, the ranking by the digest in it; and no recipe lies beside factors of another one.
         """
+        if not leads():
+            return
         first = not self.factors.exists()
         if recipe is None or not first:
             self.recipe.unlink(missing_ok=True)
@@ -158,6 +162,8 @@ class Run:
         wrong = ranking_faults(content, factors)
         if wrong is not None:
             raise DctError(f"cannot save the ranking: {wrong}")
+        if not leads():
+            return content
         if self.beside() != content["factors"]:
             raise DctError(f"{self.factors} has changed while it was ranked: run `dct rank` again")
         write_whole(self.ranking, (plainjson.dumps(content, indent=1) + "\n").encode(), COPY)
@@ -273,7 +279,7 @@ def claimed(out: Path | None, name: str) -> Iterator[Run]:
     """
     with ExitStack() as stack:
         while True:
-            run = new_run(out, name)
+            run = current().agreed(lambda: new_run(out, name))
             try:
                 stack.enter_context(held(run.folder, new=out is None))
                 break

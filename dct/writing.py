@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from dct.errors import DctError
+from dct.team import leads
 
 try:
     import fcntl
@@ -31,7 +32,8 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, elsewhere: str = ELSEWHERE) -> Path:
-    """Writes a file whole or not at all, with the folders on the way; its mode follows the umask.
+    """Writes a file whole or not at all, with the folders on the way; its mode follows the umask. Of several processes
+    the leader alone writes.
 
     Args:
         elsewhere: what helps where nothing can be written, as part of an error.
@@ -40,6 +42,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes, elsewhere: str = ELSE
         DctError: it cannot be written; says why.
     """
     path = Path(path)
+    if not leads():
+        return path
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -80,7 +80,7 @@ def test_help_shows_panels_choices_and_five_options_first(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     page = command_page("dct fit", dict(commands())["fit"])
     titles = [line.split("─ ")[1].split(" ─")[0] for line in page.splitlines() if line.startswith("╭")]
-    assert titles == ["Set these first", "Model", "Slice", "Prompts", "Fit", "Output"]
+    assert titles == ["Set these first", "Model", "Slice", "Prompts", "Fit", "Work", "Output"]
     first = page.split("╰")[0]
     assert [flag in first for flag in ("--model", "--source", "--target", "--factors", "--prompts")] == [True] * 5
     assert first.count("--") == 7  # with --s and --t

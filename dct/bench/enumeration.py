@@ -120,8 +120,7 @@ def report(w: Workshop, results: list[Result]) -> Report:
             sentences.append(
                 f"at {scale:g} R, {at['exponential']['vectors']} exponential vectors elicit "
                 f"{at['exponential']['behaviours']} different behaviours, {at['random']['vectors']} random ones "
-                f"{at['random']['behaviours']}"
-                + _kinds(at["exponential"]["kinds"], at["random"]["kinds"])
+                f"{at['random']['behaviours']}" + _kinds(at["exponential"]["kinds"], at["random"]["kinds"])
             )
     notes = [
         f"elicited by: so many vectors complete at least one of {len(probes(w))} unseen prompts with the behaviour "

@@ -10,6 +10,7 @@ from dct import plainjson
 from dct.errors import DctError
 from dct.factors import Factors
 from dct.schema import Record, number, text
+from dct.team import current
 from dct.writing import write_whole
 
 VERSION = 1
@@ -96,6 +97,9 @@ class Records:
 
     def clear(self) -> None:
         """Forgets everything that was measured; files of other kinds stay."""
+        current().agreed(self._clear)
+
+    def _clear(self) -> None:
         for pattern in ("cells/*.json", "fits/*.safetensors"):
             for path in self.folder.glob(pattern):
                 path.unlink()

@@ -25,6 +25,7 @@ from dct.settings import (
     LayerSettings,
     ModelSettings,
     TaskSettings,
+    WorkSettings,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def bench(
     options: BenchSettings,
     judge: JudgeSettings,
     task: TaskSettings,
+    work: WorkSettings,
     output: BenchOutputSettings,
 ) -> None:
     """Measure what the vectors of each fit elicit: six experiments, as tables and figures.

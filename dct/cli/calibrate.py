@@ -16,6 +16,7 @@ from dct.settings import (
     FitSliceSettings,
     ModelSettings,
     SliceSettings,
+    WorkSettings,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def calibrate(
     slice_: SliceSettings,
     prompts: FitPromptSettings,
     options: CalibrationSettings,
+    work: WorkSettings,
     output: FileOutputSettings,
 ) -> None:
     """Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole curve."""

@@ -8,7 +8,14 @@ from dct.cli.interrupted import Interrupted
 from dct.cli.terminal import Terminal, command
 from dct.errors import DctError
 from dct.recipe import Recipe
-from dct.settings import FitOutputSettings, FitPromptSettings, FitSettings, FitSliceSettings, ModelSettings
+from dct.settings import (
+    FitOutputSettings,
+    FitPromptSettings,
+    FitSettings,
+    FitSliceSettings,
+    ModelSettings,
+    WorkSettings,
+)
 
 if TYPE_CHECKING:
     from dct.factors import Factors
@@ -22,6 +29,7 @@ def fit(
     slice_: FitSliceSettings,
     prompts: FitPromptSettings,
     options: FitSettings,
+    work: WorkSettings,
     output: FitOutputSettings,
 ) -> None:
     """Fit a deep causal transcoder: find steering vectors V and what they cause, U.

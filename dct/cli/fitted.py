@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from dct.cli.terminal import Terminal, escape, human_seconds, plain, sparkline
 from dct.cli.work import short_name
 from dct.memory import human_bytes, peak
+from dct.team import current
 
 if TYPE_CHECKING:
     from dct.factors import Factors
@@ -124,8 +125,10 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
         )
     doubts(terminal, info)
     rank = "dct rank" if run.folder.parent == RUNS else f"dct rank {shlex.quote(str(run.folder))}"
+    size = current().size
+    shared = f" in {size} processes" if size > 1 else ""
     rows += [
-        ("took", f"{info['seconds']:.3g} s, peak memory {human_bytes(info['peak_memory'])}"),
+        ("took", f"{info['seconds']:.3g} s{shared}, peak memory {human_bytes(info['peak_memory'])}"),
         ("saved", f"[bold]{escape(str(run.factors))}[/bold]"),
         ("next", f"[bold cyan]{escape(rank)}[/bold cyan]  finds the best of them by what the model says"),
     ]

@@ -25,6 +25,7 @@ from dct.settings import (
     RunOutputSettings,
     SelectSettings,
     TaskSettings,
+    WorkSettings,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def rank(
     experiment: SelectSettings,
     judge: JudgeSettings,
     task: TaskSettings,
+    work: WorkSettings,
     output: RunOutputSettings,
     run: Annotated[Path | None, argument(RUN_HELP)] = None,
 ) -> None:

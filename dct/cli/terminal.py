@@ -3,15 +3,18 @@
 import functools
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from dct.cli.characters import encodable, one_line, visible
 from dct.cli.flags import flagged, spoken
+from dct.cli.processes import LOST, watched, working
 from dct.cli.streams import NOWHERE, discard, fail, say, write_json
 from dct.errors import DctError
-from dct.settings import OutputSettings
+from dct.settings import OutputSettings, WorkSettings
+from dct.team import LostError, follows, leads
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,12 +25,16 @@ P = ParamSpec("P")
 
 BARS = "▁▂▃▄▅▆▇█"
 
+FIRST_SAYS = 2.0
+"""Seconds that another process than the first waits before it says what went wrong."""
+
 TAG = re.compile(r"(\\*)(\[[a-z#/@][^[]*?])|(\\*)\[")
 """What Rich's markup takes for a tag, or else an opening bracket, with the backslashes in front of it."""
 
 
 class Terminal:
-    """Output of one command. Nothing acts on the terminal but Rich's own styles: see `console`.
+    """Output of one command. Nothing acts on the terminal but Rich's own styles: see `console`. Of several processes
+    the leader alone has one.
 
     Args:
         as_json: the result goes to stdout as JSON and everything else to stderr.
@@ -42,6 +49,8 @@ class Terminal:
 
         if as_json and sys.stdout is None:  # better said before the work than after it
             raise DctError(NOWHERE)
+        quiet = quiet or not leads()
+        as_json = as_json and leads()
         self.as_json, self.quiet = as_json, quiet
         self.console = SafeConsole(stderr=as_json, quiet=quiet)
 
@@ -166,7 +175,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     """Turns errors into one line on stderr and an exit code: 1, 2 for wrong usage, 130 when interrupted.
 
     The traceback is shown with --debug. Under --json the error is also printed on stdout as JSON. Other libraries are
-    kept quiet from here on.
+    kept quiet from here on. A command that takes `WorkSettings` is done by all processes that there are, any other one
+    by the first.
     """
 
     @functools.wraps(function)
@@ -177,14 +187,19 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         as_json, debug = output.json, output.debug
         try:
             hush_libraries()
-            function(*args, **kwargs)
+            asked = next((value for value in kwargs.values() if isinstance(value, WorkSettings)), None)
+            with working(asked, as_json) as works:
+                if works:
+                    function(*args, **kwargs)
         except BrokenPipeError:
             discard(sys.stdout)
             if as_json:
                 _fail("the result was not read: whatever read stdout has gone", 1, False, debug)
             sys.exit(1)  # `dct rank | head` is no mistake
         except KeyboardInterrupt:
-            _fail("interrupted", 130, as_json, debug)
+            sys.exit(130) if follows() else _fail("interrupted", 130, as_json, debug)
+        except LostError as error:
+            sys.exit(LOST) if watched() else _fail(spoken(error), error.exit_code, as_json, debug)
         except DctError as error:
             _fail(spoken(error), error.exit_code, as_json, debug)
         except Exception as error:
@@ -219,6 +234,8 @@ def _explain(error: Exception) -> str:
 
 
 def _fail(message: str, code: int, as_json: bool, debug: bool) -> NoReturn:
+    if follows():  # the first process may say the same, and ends this one
+        time.sleep(FIRST_SAYS)
     if debug:
         import traceback
 

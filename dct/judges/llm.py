@@ -12,6 +12,7 @@ from dct.errors import DctError, UsageError
 from dct.judges.shared.coherence import incoherence
 from dct.judges.shared.endpoint import Cache, Endpoint
 from dct.judging import LABELS, OTHER, Judge, Reply, Verdict
+from dct.team import current
 
 TEMPLATE = Path(__file__).parent / "shared" / "llm.txt"
 
@@ -65,11 +66,12 @@ class Llm(Judge):
         """
         asked = [self.question(reply) for reply in replies]
         kept = self.cache.of(self._asked_of)
-        answers = {text: kept.get(text) for text in dict.fromkeys(asked)}
+        answers = current().agreed(lambda: {text: kept.get(text) for text in dict.fromkeys(asked)})
         missing = [text for text, answer in answers.items() if answer is None]
-        for text, answer in self._answers(missing):
-            answers[text] = answer
-            kept.put(text, answer)
+        if self.endpoint is None:
+            answers |= self._said(missing, kept)
+        else:
+            answers |= current().agreed(lambda: self._told(missing, kept))
         found = [self._read(answers[text] or "", reply) for text, reply in zip(asked, replies, strict=True)]
         unreadable = [v.why for v in found if v.why.startswith("no label in ")]
         if len(unreadable) > UNREADABLE * len(found):
@@ -92,18 +94,26 @@ class Llm(Judge):
         who = [self.own["url"], self.own["served"]] if self.endpoint else [self.lm.name, self.lm.fingerprint]  # type: ignore[union-attr]
         return {"who": who, "max_new_tokens": self.own["max_new_tokens"]}
 
-    def _answers(self, questions: Sequence[str]) -> Any:
-        """Answers with their questions, as they come."""
-        if not questions:
-            return
-        if self.endpoint is not None:
-            yield from self.endpoint.answers(questions)
-            return
+    def _told(self, questions: Sequence[str], kept: Cache) -> dict[str, str]:
+        """The endpoint's answers, each kept as it comes."""
+        assert self.endpoint is not None
+        answers = {}
+        for question, answer in self.endpoint.answers(questions):
+            answers[question] = answer
+            kept.put(question, answer)
+        return answers
+
+    def _said(self, questions: Sequence[str], kept: Cache) -> dict[str, str]:
+        """The answers of the model at hand."""
         from dct.generation import complete
 
+        if not questions:
+            return {}
         assert self.lm is not None
         said = complete(self.lm, self.lm.encode(questions), max_new_tokens=self.own["max_new_tokens"], batch=16)
-        yield from zip(questions, said, strict=True)
+        for question, answer in zip(questions, said, strict=True):
+            kept.put(question, answer)
+        return dict(zip(questions, said, strict=True))
 
     def _read(self, answer: str, reply: Reply) -> Verdict:
         words = re.findall(r"[a-z]+", answer.lower())

@@ -47,6 +47,7 @@ from dct.settings.use import (
     TaskSettings,
     VectorSettings,
 )
+from dct.settings.work import WorkSettings
 
 __all__ = [
     "GROUPS",
@@ -91,6 +92,7 @@ __all__ = [
     "TrainSettings",
     "VectorSettings",
     "WeightSettings",
+    "WorkSettings",
     "positions_of",
 ]
 
