@@ -102,6 +102,7 @@ def value_of(p: Parameter) -> object:
     """Some value of an option that is not its default."""
     known = {
         "positions": 2,
+        "processes": 2,
         "scales": (0.5, 2.0),
         "memory": "2GB",
         "vector": ["3", "-4"],
