@@ -14,6 +14,9 @@ from dct.registry import Registry, UnusableError, own_options
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from jaxtyping import Float
+    from torch import Tensor
+
     from dct.job import Job, Learned
     from dct.settings import FitSettings
 
@@ -36,6 +39,8 @@ class Method(ABC):
         options: options of its own, with their defaults: numbers, truth values or text.
         one_row: its passes have a single row, whatever the batch.
         objective: what the first number of its objective is, in words.
+        kernel: which kappa the strengths solve K alpha = b with (`dct.fits.shared.strengths`); None where they are
+            something else.
     """
 
     name: ClassVar[str]
@@ -48,6 +53,7 @@ class Method(ABC):
     options: ClassVar[Mapping[str, Any]] = {}
     one_row: ClassVar[bool] = False
     objective: ClassVar[str] = "causal importance"
+    kernel: ClassVar[str | None] = None
 
     @abstractmethod
     def work(self, settings: "FitSettings", dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
@@ -62,6 +68,11 @@ class Method(ABC):
     @abstractmethod
     def fit(self, job: "Job") -> "Learned":
         """Learns the factors."""
+
+    def caused(self, job: "Job", V: "Float[Tensor, 'rows d']") -> "Float[Tensor, 'rows d_out']":
+        """What each unit vector causes: u_l is its direction, in either sense where vectors have none, and
+        b_l = <u_l, caused_l>. R_S(v_l), unless a method says otherwise."""
+        return job.response(V)
 
     def check(self, settings: "FitSettings", dim: int) -> None:  # noqa: B027 (most have nothing to refuse)
         """Refuses settings that no map of this dimension can be fitted with.

@@ -5,6 +5,8 @@
 A. Mack and A. Turner, "Deep causal transcoding" (2024). Takes `d_proj` passes back and as many forth.
 """
 
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from dct.fits.shared.singular import informative
@@ -19,10 +21,15 @@ class LinearProjected(Method):
     name = "linear-projected"
     about = "singular vectors of the Jacobian seen from a few random output directions"
     signed = False
+    kernel = "linear"
 
     def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
         """`d_proj` rows for W J, and one for each vector that is pushed forward."""
         return {"vjp": settings.d_proj, "jvp": min(sizes(settings)[0], settings.d_proj, dim)}
+
+    def caused(self, job: Job, V: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d_out"]:
+        """J v_l."""
+        return job.d.jvp(V)
 
     def fit(self, job: Job) -> Learned:
         """v_l: right singular vectors of W J, shape (d_proj, d); u_l = unit J v_l; alpha from K alpha = b."""

@@ -29,12 +29,17 @@ class LinearRandomized(Method):
     name = "linear-randomized"
     about = "the leading singular vectors of the Jacobian at 0, at a share of its cost"
     signed = False
+    kernel = "linear"
 
     def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
         """Three power iterations are assumed: how many there are the map decides."""
         width = _width(sizes(settings)[0], dim, dim_out)
         least = min(dim, dim_out)
         return {"vjp": least} if 4 * width >= least else {"vjp": 4 * width, "jvp": 4 * width}
+
+    def caused(self, job: Job, V: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d_out"]:
+        """J v_l."""
+        return job.d.jvp(V)
 
     def fit(self, job: Job) -> Learned:
         """Q spans the leading rows of J; J Q' = U diag(s) W' is small; v_l = rows of W' Q (Halko et al. 2011, 4.5)."""

@@ -47,6 +47,7 @@ class Melbo(Method):
     options = {"p": 2.0, "q": 2.0}  # noqa: RUF012 (declared as a ClassVar by Method)
     one_row = True
     objective = "norm of the response"
+    kernel = "exponential"
 
     def check(self, settings: FitSettings, dim: int) -> None:
         """At most d vectors are orthogonal; p and q are positive."""

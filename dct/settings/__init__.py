@@ -46,6 +46,7 @@ from dct.settings.use import (
     SteerSettings,
     TaskSettings,
     VectorSettings,
+    VerifySettings,
 )
 from dct.settings.work import WorkSettings
 
@@ -91,6 +92,7 @@ __all__ = [
     "TaskSettings",
     "TrainSettings",
     "VectorSettings",
+    "VerifySettings",
     "WeightSettings",
     "WorkSettings",
     "positions_of",

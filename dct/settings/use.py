@@ -125,6 +125,18 @@ class SelectSettings(ContestSettings):
     wanted: str = setting("complied", "The label that is a success, where the text is coherent.", check=choice(*LABELS))
 
 
+@dataclass(repr=False, eq=False, match_args=False)
+class VerifySettings(Settings):
+    """How much of a run is measured again."""
+
+    table: ClassVar[str] = "verify"
+    title: ClassVar[str] = "Sample"
+    own: ClassVar[bool] = True
+
+    sample: int = setting(16, "Vectors, and replies, that are measured again.", check=counted(), first=True)
+    seed: int = setting(0, "Seed of the sample.", check=counted(0, SEEDS))
+
+
 # --- vectors in use ---------------------------------------------------------------------------------------------------
 
 

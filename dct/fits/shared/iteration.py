@@ -35,9 +35,6 @@ SETTLED = 0.1
 class OrthogonalisedIteration(Method):
     """A method that improves all factors in every iteration. What is here besides `update` is right for one whose
     update takes a value and a gradient of R_S in one pass; a method of another kind overrides it.
-
-    Attributes:
-        kernel: as in `dct.fits.shared.strengths.gram`.
     """
 
     step: ClassVar[Literal["iteration"]] = "iteration"
@@ -57,10 +54,6 @@ class OrthogonalisedIteration(Method):
             Where each row of V is pulled, shape (m, d), and what each row of V causes, shape (m, d_out), both of any
             length: their unit rows are the new V and U.
         """
-
-    def caused(self, job: Job, V: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d_out"]:
-        """What each vector causes: its unit vector is u_l, its norm b_l."""
-        return job.response(V)
 
     def passes(self, updates: int, ends: int) -> dict[str, int]:
         """Rows by the `Derivatives` method that they go through, of so many updated and finished vectors."""
