@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dct.kinds import Kind, kinds
+from dct.kinds import ALIKE, Kind, kinds
 from dct.matching import strangers
 from dct.nexttoken import NextTokens
 
@@ -37,20 +37,21 @@ class Likeness:
         return sum(all(count[:runs]) for count in self.counts)
 
 
-def likeness(near: NextTokens, runs: Sequence[Float[Tensor, "n width"]], seed: int = 0) -> Likeness:
+def likeness(near: NextTokens, runs: Sequence[Float[Tensor, "n width"]], seed: int = 0, cut: float = ALIKE) -> Likeness:
     """Groups vectors of all runs together.
 
     Args:
         near: what the model says next.
         runs: vectors as they stand, R v; random ones have the norms of the first run's.
         seed: of the random vectors.
+        cut: mean distance below which groups are of one kind.
     """
     most = max(map(len, runs))
     random = runs[0].norm(dim=1).mean() * strangers(most, runs[0].shape[1], seed)
     sets = [*runs, random]
     home = [k for k, vectors in enumerate(sets) for _ in range(len(vectors))]
     together = torch.cat(sets)
-    found = [kind for kind in kinds(near, together) if not kind.unchanged]
+    found = [kind for kind in kinds(near, together, cut) if not kind.unchanged]
     counts = [[sum(home[m] == k for m in kind.members) for k in range(len(sets))] for kind in found]
     count = range(len(sets))
     mates = [[sum(row[a] for row in counts if row[b]) for b in count] for a in count]

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from dct.calibration import random_directions
 
-DRAWS = 8
+DRAWS = 16
 """Sets of random directions that say what chance does."""
 
 BEYOND = 0.95
 """Of matched random pairs, the share below a pair that is put down to more than chance."""
 
 
-APART = 2**40
-"""Added to seeds, so that random directions are not those from which a fit of the same seed began."""
+APART = 0x5EED0000
+"""Added to seeds, so that random directions are not those from which a fit of the same seed began. Torch's generator on
+the CPU reads the lower 32 bits of a seed: a larger offset would be none."""
 
 
 def strangers(count: int, dim: int, seed: int) -> Float[Tensor, "count dim"]:

@@ -94,7 +94,7 @@ def test_chance_is_what_other_random_sets_give():
     a = random_directions(16, WIDTH, 3)
     said = matched(a, random_directions(16, WIDTH, 4), seed=5)
     drawn = torch.cat([assigned(a, random_directions(16, WIDTH, 1000 + k))[2].abs() for k in range(60)])
-    assert said.chance == pytest.approx(float(drawn.mean()), rel=0.05)
+    assert said.chance == pytest.approx(float(drawn.mean()), rel=0.1)
     assert float((drawn > said.limit).double().mean()) == pytest.approx(0.05, abs=0.03)
     assert said.beyond <= 4  # of 16; one is expected
 
@@ -216,7 +216,7 @@ def test_twins_of_two_runs_are_of_one_kind(make_lm):
     lm = make_lm("llama")
     near = NextTokens(lm, 2, lm.encode(["How do I bake bread?", "pick the moon"]))
     a = 40.0 * random_directions(3, lm.width, 0)
-    found = likeness(near, [a, a.flip(0)], seed=1)
+    found = likeness(near, [a, a.flip(0)], seed=1, cut=0.01)
     assert all(count[0] == count[1] for count in found.counts if sum(count[:2]))
     assert found.mates[0][1] == found.changing[0] == 3
     assert found.shared(2) == sum(count[0] > 0 for count in found.counts)

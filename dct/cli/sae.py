@@ -18,7 +18,7 @@ def run_sae(terminal: Terminal, opened: Sequence["Opened"], where: Path, seed: i
     """Finds the features that are nearest to V and U of every run, and to as many random directions."""
     import torch
 
-        from dct.matching import strangers
+    from dct.matching import strangers
     from dct.sae import Sae, nearest
 
     sae = Sae.open(where)
