@@ -169,6 +169,9 @@ KINDS = Record(
 )
 """Kinds of behaviour, and what one vector of each says."""
 
+STABILITY = Record(needed={"values": Listing(number(0, 1), least=1), "chance": number(0, 1), "runs": whole(1)})
+"""How far fits that differ in the seed or the prompts found each factor again."""
+
 RANKING = Record(
     needed={"vectors": Listing(VECTOR, least=1)},
     optional={
@@ -191,6 +194,7 @@ RANKING = Record(
         "arms": Listing(ARM, least=1),
         "random": Listing(EFFECT),
         "kinds": OrNull(KINDS),
+        "stability": OrNull(STABILITY),
         "tries": whole(1),
         "labels": Record(),
         "judge": text(1),

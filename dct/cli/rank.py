@@ -11,6 +11,7 @@ from dct.cli.costs import announce, as_estimate
 from dct.cli.judge import own_options
 from dct.cli.select import run_select
 from dct.cli.signature import argument
+from dct.cli.stable import found_again, note_steady
 from dct.cli.tasks import chosen_task, run_task
 from dct.cli.terminal import Terminal, command, escape, plain, titled
 from dct.cli.work import RUN_HELP, open_run
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dct.ranking import Ranking
     from dct.runs import Run
     from dct.scoring import Effect
+    from dct.siblings import Stability
 
 
 CHOSEN_BY, SCORED_ON = 32, 16
@@ -137,10 +139,13 @@ def run_rank(
         "prompts_hash": fingerprint(prompts.texts),
         "harmless_hash": fingerprint(harmless.texts),
     }
+    steady = found_again(run, factors)
+    content["stability"] = None if steady is None else asdict(steady)
     content = run.save_ranking(content, factors)
     for said in ranking.words.notes:
         terminal.note(said)
-    terminal.show(_table(ranking, options.top))
+    terminal.show(_table(ranking, options.top, steady))
+    note_steady(terminal, steady)
     _conclude(terminal, run, ranking, len(prompts))
     return content
 
@@ -209,27 +214,29 @@ def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int) 
     )
 
 
-def _table(ranking: "Ranking", top: int) -> "Table":
+def _table(ranking: "Ranking", top: int, steady: "Stability | None" = None) -> "Table":
     table = titled(escape(f"{ranking.words.label} after the prompt, R = {ranking.scale:.4g}"))
     several = ranking.scales != (1.0,)
-    headings = ("rank", "vector", "score", "change", "flipped", "damage (KL)", "alpha")
-    for heading in (*headings, "scale") if several else headings:
+    headings = ["rank", "vector", "score", "change", "flipped", "damage (KL)", "alpha"]
+    for heading in headings + ["scale"] * several + ["stable"] * (steady is not None):
         table.add_column(heading, justify="right")
 
-    def row(rank: str, name: str, effect: "Effect", alpha: str, scale: str = "", style: str = "") -> None:
+    def row(rank: str, name: str, effect: "Effect", alpha: str, scale: str = "", stable: float | None = None) -> None:
         change = effect.score - ranking.unsteered.score
         kl = "–" if effect.kl is None else f"{effect.kl:.3f}"
         cells = [rank, name, f"{effect.score:.2f}", f"{change:+.2f}", f"{effect.flipped:.0%}", kl, alpha]
-        table.add_row(*cells, *([scale] if several else []), style=style)
+        cells += [scale] * several + ["" if stable is None else f"{stable:.2f}"] * (steady is not None)
+        table.add_row(*cells, style="" if rank else "dim")
 
     for place, ranked in enumerate(ranking.vectors[:top], start=1):
-        row(str(place), ranked.vector, ranked.effect, plain(ranked.alpha), f"{ranked.scale / ranking.scale:g} R")
+        again = None if steady is None else steady.of(ranked.vector)
+        row(str(place), ranked.vector, ranked.effect, plain(ranked.alpha), f"{ranked.scale / ranking.scale:g} R", again)
     if len(ranking.vectors) > top:
         table.add_row("…", f"({len(ranking.vectors) - top} more)", style="dim")
     table.add_section()
-    row("", "unsteered", ranking.unsteered, "", style="dim")
-    row("", "random, mean", ranking.random_mean, "", style="dim")
-    row("", "random, best", ranking.random_best, "", style="dim")
+    row("", "unsteered", ranking.unsteered, "")
+    row("", "random, mean", ranking.random_mean, "", stable=None if steady is None else steady.chance)
+    row("", "random, best", ranking.random_best, "")
     if ranking.supervised is not None:
-        row("", "supervised", ranking.supervised, "", style="dim")
+        row("", "supervised", ranking.supervised, "")
     return table

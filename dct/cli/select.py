@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dct.cli.costs import announce, as_estimate
 from dct.cli.kinds import TOLD_BY, run_kinds
+from dct.cli.stable import found_again, note_steady
 from dct.cli.terminal import Terminal, escape, titled
 from dct.lock import held
 from dct.prompts import PromptSet, fingerprint
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dct.model import LanguageModel
     from dct.outcome import Champion, Selection
     from dct.runs import Run
+    from dct.siblings import Stability
 
 CALLED = {"random": "the best random vector", "supervised": "the best difference of means", "noise": "noise as long"}
 """The baselines in words."""
@@ -55,7 +57,9 @@ def run_select(
     began = time.monotonic()
     with held(run.folder), terminal.progress("asking", unit="replies") as advance:
         found = _selected(terminal, run, reading, lm, prompts, options, settings, judge, (n, costs, advance))
-    terminal.show(_table(found, options.top))
+    steady = found_again(run, factors)
+    terminal.show(_table(found, options.top, steady))
+    note_steady(terminal, steady)
     seen = None
     if len(harmless):
         few = PromptSet(found.pool.validation[:TOLD_BY])
@@ -63,6 +67,7 @@ def run_select(
     content = {
         "by": "judged",
         **_content(found),
+        "stability": None if steady is None else asdict(steady),
         "kinds": seen,
         "estimate": as_estimate(_together(costs)),
         "seconds": round(time.monotonic() - began, 2),
@@ -161,10 +166,20 @@ def _content(found: "Selection") -> dict[str, Any]:
 # --- shown ------------------------------------------------------------------------------------------------------------
 
 
-def _table(found: "Selection", top: int) -> "Table":
+def _table(found: "Selection", top: int, steady: "Stability | None" = None) -> "Table":
     what = "complies" if found.wanted == "complied" else f"is judged {found.wanted}"
     table = titled(escape(f"replies in which the model {what} and is coherent, R = {found.scale:.4g}"))
-    for heading in ("rank", "vector", "chosen by", "test", "p", "damage (KL)", "spoiled", "scale"):
+    for heading in (
+        "rank",
+        "vector",
+        "chosen by",
+        "test",
+        "p",
+        "damage (KL)",
+        "spoiled",
+        "scale",
+        *["stable"] * (steady is not None),
+    ):
         table.add_column(heading, justify="right")
     best = found.found
     tried = [one for one in found.vectors if one.validation is not None]
@@ -179,6 +194,7 @@ def _table(found: "Selection", top: int) -> "Table":
             "–" if one.effect.kl is None else f"{one.effect.kl:.3f}",
             _spoiled(best) if first else "",
             f"{one.scale / found.scale:.3g} R",
+            *([] if steady is None else [f"{steady.of(one.vector):.2f}"]),
         )
     if len(found.vectors) > min(top, len(tried)):
         table.add_row("…", f"({len(found.vectors) - min(top, len(tried))} more)", style="dim")
@@ -189,7 +205,8 @@ def _table(found: "Selection", top: int) -> "Table":
         damage = "–" if arm.damage is None else f"{arm.damage.kl:.3f}"
         name = f"means, {arm.vector}" if arm.arm == "supervised" else arm.vector
         cells = ("", name, _counted(arm.validation), _shared(arm), _chance(arm), damage, _spoiled(arm), multiple)
-        table.add_row(*cells, style="dim")
+        chance = [f"{steady.chance:.2f}"] if steady is not None and arm.arm == "random" else []
+        table.add_row(*cells, *chance, style="dim")
     return table
 
 

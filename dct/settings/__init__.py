@@ -26,6 +26,7 @@ from dct.settings.model import (
 from dct.settings.organism import EvaluateSettings, TrainSettings
 from dct.settings.output import (
     BenchOutputSettings,
+    CompareOutputSettings,
     DemoOutputSettings,
     FileOutputSettings,
     FitOutputSettings,
@@ -38,6 +39,7 @@ from dct.settings.output import (
 from dct.settings.use import (
     AblateSettings,
     BenchSettings,
+    CompareSettings,
     ContestSettings,
     RankSettings,
     SaveSettings,
@@ -59,6 +61,8 @@ __all__ = [
     "BenchPromptSettings",
     "BenchSettings",
     "CalibrationSettings",
+    "CompareOutputSettings",
+    "CompareSettings",
     "ContestSettings",
     "DemoOutputSettings",
     "EvaluateSettings",

@@ -73,6 +73,15 @@ class ReportOutputSettings(OutputSettings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
+class CompareOutputSettings(OutputSettings):
+    """Where a comparison goes."""
+
+    command: ClassVar[str] = "compare"
+
+    out: Path | None = setting(None, "Also write the result to this JSON file.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
 class JudgeOutputSettings(OutputSettings):
     """Output of verdicts."""
 

@@ -238,6 +238,21 @@ class SaveSettings(Settings):
     )
 
 
+@dataclass(repr=False, eq=False, match_args=False)
+class CompareSettings(Settings):
+    """What runs are compared by, beside directions."""
+
+    table: ClassVar[str] = "compare"
+    title: ClassVar[str] = "Comparison"
+    own: ClassVar[bool] = True
+
+    kinds: bool = setting(False, "Load the model too, and say which kinds of behaviour the runs share.", first=True)
+    sae: Path | None = setting(
+        None, "Compare with the decoder of this SAE (safetensors in SAELens' layout, or its folder).", first=True
+    )
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
+
+
 # --- the benchmark ----------------------------------------------------------------------------------------------------
 
 
