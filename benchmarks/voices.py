@@ -8,8 +8,8 @@ harmful, harmless and locked requests that neither a fit nor a ranking has seen.
 each completion is in. A vector's voice is the one of most of its completions that are whole and in another voice than
 the unsteered model's, where there are `LEAST` such completions; else it has none.
 
-A word is of a voice if, of as many planted replies of every voice, `OWN` of those that hold the word are of this one and
-it stands in a twentieth of them: capitals count, since names are what replies begin with.
+A word is of a voice if, of as many planted replies of every voice, `OWN` of those that hold the word are of this one
+and it stands in a twentieth of them: capitals count, since names are what replies begin with.
 """
 
 import argparse
@@ -80,9 +80,7 @@ def own_words() -> dict[str, str]:
             for word in held_here:
                 held[word][voice] += 1
     most = {word: counts.most_common(1)[0] for word, counts in held.items()}
-    return {
-        word: voice for word, (voice, n) in most.items() if n >= REPLIES / 20 and n >= OWN * held[word].total()
-    }
+    return {word: voice for word, (voice, n) in most.items() if n >= REPLIES / 20 and n >= OWN * held[word].total()}
 
 
 def voices(lm: dct.LanguageModel, factors: dct.Factors, scale: float, each: int) -> dict[str, str | None]:
@@ -112,16 +110,11 @@ def compared(kinds: Mapping, truth: Mapping[str, str | None], of: Mapping[str, s
             continue
         counts = Counter(v for name in kind["vectors"] if (v := truth[name]) is not None)
         first = kind["vectors"][0]
-        label = samples[first]["verdicts"][0]["label"] if first in samples else ""
-        words = kinds["names"][first]["more"] + [label]
+        sample = samples.get(first, {})
+        words = [*kinds["names"][first]["more"], *sample.get("says", ())]
         one = Found(len(kind["vectors"]), counts, words, [])
-        found.append(Found(one.vectors, counts, words, [w for w in words if one.voice and _of(w, one.voice, of)]))
+        found.append(Found(one.vectors, counts, words, [w for w in words if one.voice and of.get(w) == one.voice]))
     return found
-
-
-def _of(word: str, voice: str, of: Mapping[str, str]) -> bool:
-    """The word is of the voice: the judge's labels are names of two of them."""
-    return of.get(word) == voice or {"complied": "compliance", "refused": "refusal"}.get(word) == voice
 
 
 def main() -> None:
@@ -144,7 +137,9 @@ def main() -> None:
     named = {one.voice for one in found if one.named}
     there = Counter(voice for voice in truth.values() if voice)
     worst = max((one.mixed for one in found), default=0.0)
-    print(f"voices of the vectors: {dict(there)}; named by a kind: {sorted(filter(None, named))}; most mixed: {worst:.0%}")
+    print(
+        f"voices of the vectors: {dict(there)}; named by a kind: {sorted(filter(None, named))}; most mixed: {worst:.0%}"
+    )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ function inside(vector) {
   if (vector.more.length) line("makes likelier", vector.more.join(" · "));
   if (vector.less.length) line("less likely", vector.less.join(" · "));
   if (vector.causes.length) line("what it causes points to", vector.causes.join(" · "));
+  for (const [what, layer, cosine, chance] of vector.resembles)
+    line("resembles", `${what}, most in layer ${layer}: cosine ${cosine.toFixed(2)} (95% of random vectors: below ${chance.toFixed(2)})`);
   const labels = Object.entries(vector.labels).map(([label, count]) => `${count} ${label}`).join(", ");
   if (labels) line("all its replies", labels);
   const near = make("span");
