@@ -151,6 +151,7 @@ def _curve(
     for scale, value in curve:
         here = scale == chosen
         bar = Bar(top, 0, value, width=40, color="green" if here else "cyan" if value <= ratio else "blue")
-        cells = (f"{scale:.4g}", f"{scale / norm:.2f}", f"{value:.4f}", *([bar] if bars else []))
-        table.add_row(*cells, style="bold green" if here else None)
+        drawn = [bar] if bars else []
+        numbers = (f"{scale:.4g}", f"{scale / norm:.2f}", f"{value:.4f}")
+        table.add_row(*numbers, *drawn, style="bold green" if here else None)
     return table

@@ -72,7 +72,7 @@ class Axis:
         for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= 10 * size or (abs(value) >= size and size > 1e3):
                 return f"{value / size:.3g}{letter}"
-        return f"{value:.3g}"
+        return f"{value:.0f}" if 1000 <= abs(value) < 10000 else f"{value:.3g}"
 
 
 @dataclass

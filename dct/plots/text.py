@@ -37,11 +37,11 @@ def curve(
     for (a, b), (c, d) in pairwise(places):
         for step in range(WIDTH + 1):
             share = step / WIDTH
-            row, column = cell((a + share * (c - a), b + share * (d - b)))
-            grid[row][column] = BETWEEN
+            down, across = cell((a + share * (c - a), b + share * (d - b)))
+            grid[down][across] = BETWEEN
     for place in places:
-        row, column = cell(place)
-        grid[row][column] = POINT
+        down, across = cell(place)
+        grid[down][across] = POINT
     names = [y.text(y.high), *[""] * (HEIGHT - 2), y.text(y.low)]
     wide = max(map(len, names))
     lines = [f"{name:>{wide}} {'┤' if name else '│'}{''.join(row)}" for name, row in zip(names, grid, strict=True)]

@@ -79,9 +79,13 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
 
 def _scale(facts: Facts) -> str:
     text = f"{facts.scale:.4g}"
-    norm, ratio = facts.info.get("residual_norm"), (facts.info.get("calibration") or {}).get("ratio")
+    norm, found = facts.info.get("residual_norm"), facts.info.get("calibration")
     text += f", {facts.scale / norm:.2f} times the median norm of the stream" if norm else ""
-    return text + (f"; non-linearity ratio {ratio:.2f}" if ratio else "")
+    if not found or not found.get("ratio"):
+        return f"{text}; given, not calibrated" if found is None else text
+    if found.get("limited"):
+        return f"{text}: as long as the stream bears, at a non-linearity ratio of {found['ratio']:.2f}"
+    return f"{text}: there the response is as non-linear as asked for (ratio {found['ratio']:.2f})"
 
 
 def _arms(facts: Facts) -> list[dict[str, Any]]:
@@ -186,19 +190,27 @@ def _strengths(facts: Facts) -> Named | None:
 
 def _damage(facts: Facts) -> Named | None:
     """What a vector does against what it breaks."""
-    points, names = [], []
+    points, names, asked = [], [], []
     for one in facts.vectors:
         mark, kl = one["validation"], one["damage"]
         if mark and mark["asked"] and kl is not None and math.isfinite(kl):
             points.append((max(kl, 1e-4), mark["right"] / mark["asked"]))
+            asked.append(mark["asked"])
             names.append(f"{one['vector']}: {mark['right']} of {mark['asked']}, KL {kl:.3f}")
     if not points:
         return None
-    says = "share of replies that succeed against damage on harmless prompts; the useful corner is marked"
+    says = "successes against damage on harmless prompts, of the competitors; faint: heard on few prompts; the useful "
+    says += "corner is marked"
     x = Axis.over([*(p[0] for p in points), USEFUL[1]], "damage (KL, nats)", log=True)
     plot = Plot(x, Axis("successes", -0.04, 1.04, share=True), says)
     plot.area((x.low, USEFUL[0]), (USEFUL[1], 1.0), "useful")
-    plot.dots(points, "vector", names)
+    most = max(asked)
+    for kind, chosen in (("vector few", [n < most for n in asked]), ("vector", [n == most for n in asked])):
+        plot.dots(
+            [p for p, is_in in zip(points, chosen, strict=True) if is_in],
+            kind,
+            [n for n, is_in in zip(names, chosen, strict=True) if is_in],
+        )
     return "What is worth its damage?", plot
 
 
