@@ -60,6 +60,7 @@ def calibrate(
     with terminal.busy("measuring the curve"):
         grid = [found.scale * 2.0**k for k in range(-4, 4) if k]
         more = nonlinearity(map_, map_.dim, grid, seed=options.seed, batch=options.batch)
+    curve = sorted({*found.curve, *more})
     content = {
         "scale": found.scale,
         "ratio": found.ratio,
@@ -68,12 +69,12 @@ def calibrate(
         "residual_norm": map_.residual_norm,
         "source": first,
         "target": last,
-        "curve": sorted({*found.curve, *more}),
+        "curve": curve,
     }
     if output.out is not None:
         write_whole(output.out, (dumps(content, indent=1) + "\n").encode())
     _show(terminal, found, content, model.model)
-    save_plot(terminal, output.plot, lambda: [figures.calibration(content["curve"], found.scale, found.target)])
+    save_plot(terminal, output.plot, lambda: [figures.calibration(curve, found.scale, found.target)])
     terminal.result(content)
 
 
