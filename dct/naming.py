@@ -151,11 +151,12 @@ def telling_words(
     said: Sequence[Sequence[str]], alone: Sequence[str], asked: Sequence[str], words: int = WORDS
 ) -> list[tuple[str, ...]]:
     """Words that what is said under each vector is known by: those that stand in `TELLING` of its completions or more,
-    by how much likelier it is there than in the completions of all other vectors and of the unsteered model,
+    by how much likelier it is there than in the completions of all other vectors, and than in the unsteered ones (the
+    smaller of the two counts),
 
         z = (logit p - logit q) / sqrt(1/c + 1/n + 1/C + 1/N)     p = c / (c + n), q = C / (C + N)
 
-    with c of the vector's completions holding the word and n not, C and N of all others, a half added to each. Words
+    with c of the vector's completions holding the word and n not, C and N of the others, a half added to each. Words
     of its own prompt do not count in a completion, nor how often it says a word.
 
     Args:
@@ -170,13 +171,12 @@ def telling_words(
     for texts in said:
         for text in texts:
             spelt.update(_words(text).items())
-    total, size = sum(held, Counter[str]()), len(sets) * len(asked)
+    total, unsteered, n = sum(held[:-1], Counter[str]()), held[-1], len(asked)
 
     def z(word: str, count: int) -> float:
         """How far beyond chance a word is a vector's own."""
-        c, n, C, N = count, len(asked) - count, total[word] - count, size - len(asked) - total[word] + count
-        cells = [cell + 0.5 for cell in (c, n, C, N)]
-        return (math.log(cells[0] / cells[1]) - math.log(cells[2] / cells[3])) / math.sqrt(sum(1 / x for x in cells))
+        others = total[word] - count, n * (len(said) - 1) - total[word] + count
+        return min(_beyond(count, n - count, *some) for some in (others, (unsteered[word], n - unsteered[word])))
 
     found = []
     for counts in held[:-1]:
@@ -184,6 +184,12 @@ def telling_words(
         best = sorted((word for word in scored if scored[word] > 0), key=lambda word: (-scored[word], word))[:words]
         found.append(tuple(max((n, form) for (key, form), n in spelt.items() if key == word)[1] for word in best))
     return found
+
+
+def _beyond(c: float, n: float, C: float, N: float) -> float:
+    """The difference of two logits in units of its error."""
+    c, n, C, N = (cell + 0.5 for cell in (c, n, C, N))
+    return (math.log(c / n) - math.log(C / N)) / math.sqrt(1 / c + 1 / n + 1 / C + 1 / N)
 
 
 def _words(text: str) -> dict[str, str]:

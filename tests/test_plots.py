@@ -64,7 +64,7 @@ def test_arms_are_lines_as_long_as_their_intervals():
     lines = text.spans(figures.arm_rows(RANKING))
     assert [line.split("│")[0].strip() for line in lines] == [
         "vector 7: 3 of 4, damage 0.250",
-        "random (random 2): 0 of 4",
+        "best random (random 2): 0 of 4",
         "unsteered: 1 of 4",
     ]
     best = lines[0].split("│")[1]
@@ -168,7 +168,4 @@ def test_telling_words_are_those_of_one_vector_alone():
     words = telling_words(said, alone, asked)
     assert words[0] == ("Arr", "matey")  # "sea" and "bread" are the prompts', "no" is everybody's
     assert words[1][0] == "fog"
-    assert set(words[2]) <= {"Sorry", "no"}
-    # z by hand: in 2 of 3 completions, in none of the 9 others
-    z = (math.log(2.5 / 1.5) - math.log(0.5 / 9.5)) / math.sqrt(1 / 2.5 + 1 / 1.5 + 1 / 0.5 + 1 / 9.5)
-    assert z > 1.96
+    assert not words[2]  # the unsteered model says as much

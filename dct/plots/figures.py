@@ -9,7 +9,7 @@ from dct.plots.charts import Axis, Plot, curve
 Named = tuple[str, Plot]
 """A plot under its title."""
 
-ARMS = {"found": "found", "random": "random", "supervised": "difference of means", "noise": "noise"}
+ARMS = {"found": "found", "random": "best random", "supervised": "difference of means", "noise": "noise"}
 """Who competes, in words."""
 
 
