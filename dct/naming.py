@@ -151,8 +151,7 @@ def telling_words(
     said: Sequence[Sequence[str]], alone: Sequence[str], asked: Sequence[str], words: int = WORDS
 ) -> list[tuple[str, ...]]:
     """Words that what is said under each vector is known by: those that stand in `TELLING` of its completions or more,
-    by how much likelier it is there than in the completions of all other vectors, and than in the unsteered ones (the
-    smaller of the two counts),
+    and in more of them than of the unsteered ones, by how much likelier it is there than in those of all other vectors,
 
         z = (logit p - logit q) / sqrt(1/c + 1/n + 1/C + 1/N)     p = c / (c + n), q = C / (C + N)
 
@@ -174,9 +173,10 @@ def telling_words(
     total, unsteered, n = sum(held[:-1], Counter[str]()), held[-1], len(asked)
 
     def z(word: str, count: int) -> float:
-        """How far beyond chance a word is a vector's own."""
-        others = total[word] - count, n * (len(said) - 1) - total[word] + count
-        return min(_beyond(count, n - count, *some) for some in (others, (unsteered[word], n - unsteered[word])))
+        """How far beyond chance a word is a vector's own; nothing, where the unsteered model says it as much."""
+        others, alone = total[word] - count, unsteered[word]
+        own = _beyond(count, n - count, others, n * (len(said) - 1) - others)
+        return own if _beyond(count, n - count, alone, n - alone) > 0 else 0.0
 
     found = []
     for counts in held[:-1]:

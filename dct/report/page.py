@@ -31,7 +31,15 @@ def rendered(facts: Facts) -> str:
     made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters["share"] = lambda value: f"{100 * value:.0f}"
     template = made.from_string((parts / "page.html").read_text("utf-8"))
-    data = {"vectors": facts.vectors, "unsteered": facts.unsteered, "R": facts.scale, "run": facts.folder}
+    cards = _kinds(facts)
+    heard = {str(card["number"]): [[one["prompt"], one["text"]] for one in card["said"]] for card in cards}
+    data = {
+        "vectors": facts.vectors,
+        "unsteered": facts.unsteered,
+        "R": facts.scale,
+        "run": facts.folder,
+        "kinds": heard,
+    }
     content = plainjson.dumps(plainjson.finite(data)).replace("<", "\\u003c")
     return template.render(
         style=Markup((parts / "page.css").read_text("utf-8")),
@@ -42,7 +50,7 @@ def rendered(facts: Facts) -> str:
         told=_told(facts),
         plots=[(title, plot.says, Markup(plot.svg())) for title, plot in _plots(facts)],
         arms=_arms(facts),
-        kinds=_kinds(facts),
+        kinds=cards,
     )
 
 
