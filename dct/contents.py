@@ -155,7 +155,10 @@ SAMPLE = Record(
         "verdicts": Listing(Record(needed={"label": text(1), "coherent": flag}), least=1),
         "damage": OrNull(number()),
     },
-    optional={"name": OrNull(Record(needed={"more": Listing(text()), "less": Listing(text())}))},
+    optional={
+        "name": OrNull(Record(needed={"more": Listing(text()), "less": Listing(text())})),
+        "says": Listing(text(1)),
+    },
 )
 KINDS = Record(
     needed={
@@ -171,6 +174,17 @@ KINDS = Record(
 
 STABILITY = Record(needed={"values": Listing(number(0, 1), least=1), "chance": number(0, 1), "runs": whole(1)})
 """How far fits that differ in the seed or the prompts found each factor again."""
+COSINES = Listing(number(-1.001, 1.001), least=1)
+RESEMBLANCE = Record(
+    needed={
+        "layers": Listing(layer, least=1),
+        "stream": Record(),
+        "difference": OrNull(Record()),
+        "chance_stream": COSINES,
+        "chance_difference": OrNull(COSINES),
+    }
+)
+"""Cosines of each vector with what enters each layer, and what chance makes of them."""
 
 RANKING = Record(
     needed={"vectors": Listing(VECTOR, least=1)},
@@ -195,6 +209,7 @@ RANKING = Record(
         "random": Listing(EFFECT),
         "kinds": OrNull(KINDS),
         "stability": OrNull(STABILITY),
+        "resembles": OrNull(RESEMBLANCE),
         "tries": whole(1),
         "labels": Record(),
         "judge": text(1),

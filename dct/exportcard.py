@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dct.exporting import Format, Parcel, Written, public
+from dct.exporting import Format, Parcel, Written
+from dct.publicname import public
 from dct.version import __version__
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dct.errors import DctError, UsageError
+from dct.publicname import public
 from dct.registry import Registry, subclass
 from dct.version import __version__
 
@@ -270,9 +271,3 @@ def _is_export(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "format" in content and (folder / CARD).is_file()
-
-
-def public(name: str) -> str:
-    """A model's or file's name without the folders of this machine that it lies in."""
-    path = Path(name).expanduser()
-    return path.name if path.is_absolute() or name.startswith((".", "~")) or path.exists() else name

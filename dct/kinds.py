@@ -17,8 +17,8 @@ from dct.nexttoken import NextTokens
 ALIKE = 0.2
 """Mean distance below which groups of vectors are of one kind."""
 
-GROUPED = 256
-"""Vectors that are grouped at a time, at most: each takes prompts x vocabulary x 2 bytes."""
+MEMORY = 2**30
+"""Bytes of next-token distributions that are compared, at most."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Kind:
 
     members: tuple[int, ...]
     unchanged: bool = False
+
+
+def groupable(prompts: int, vocabulary: int) -> int:
+    """How many vectors are grouped at a time, at most: each takes prompts x vocabulary x 2 bytes."""
+    return max(2, MEMORY // (2 * prompts * vocabulary))
 
 
 def kinds(next_tokens: NextTokens, vectors: Float[Tensor, "vectors width"], cut: float = ALIKE) -> list[Kind]:

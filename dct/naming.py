@@ -1,9 +1,13 @@
-"""Words for directions: the tokens that a steering vector makes likelier, and those that what it causes points to.
+"""Words for directions: the tokens that a steering vector makes likelier, those that what it causes points to, and the
+words that what a model says under it is known by.
 
 Every change is held against what random directions change, so that tokens do not win because they change easily, and
 tokens that are hardly ever said are left out, so that they do not win by being rare.
 """
 
+import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +34,9 @@ STEP = 0.05
 
 MOST = 20.0
 """Nats by which a token's log-probability counts as changed, at most: one that is ruled out would count for all."""
+
+TELLING = 2
+"""Completions under a vector that hold a word, at least, for it to be one of those that these are known by."""
 
 NULL = 32
 """Random directions that tell how easily a token's logit changes."""
@@ -138,3 +145,56 @@ def _tokens(lm: LanguageModel, z: Float[Tensor, " vocabulary"], words: int) -> t
         text = lm.decode([token])
         found.setdefault(text.strip().casefold() or repr(text), text.strip() or repr(text))
     return tuple(found.values())
+
+
+def telling_words(
+    said: Sequence[Sequence[str]], alone: Sequence[str], asked: Sequence[str], words: int = WORDS
+) -> list[tuple[str, ...]]:
+    """Words that what is said under each vector is known by: those that stand in `TELLING` of its completions or more,
+    and in more of them than of the unsteered ones, by how much likelier it is there than in those of all other vectors,
+
+        z = (logit p - logit q) / sqrt(1/c + 1/n + 1/C + 1/N)     p = c / (c + n), q = C / (C + N)
+
+    with c of the vector's completions holding the word and n not, C and N of the others, a half added to each. Words
+    of its own prompt do not count in a completion, nor how often it says a word.
+
+    Args:
+        said: completions of each vector, to each prompt in order.
+        alone: the unsteered ones.
+        asked: the prompts.
+    """
+    known = [set(_words(prompt)) for prompt in asked]
+    sets = [[_words(text).keys() - own for text, own in zip(texts, known, strict=True)] for texts in (*said, alone)]
+    held = [Counter(word for one in some for word in one) for some in sets]
+    spelt = Counter[tuple[str, str]]()
+    for texts in said:
+        for text in texts:
+            spelt.update(_words(text).items())
+    total, unsteered, n = sum(held[:-1], Counter[str]()), held[-1], len(asked)
+
+    def z(word: str, count: int) -> float:
+        """How far beyond chance a word is a vector's own; nothing, where the unsteered model says it as much."""
+        others, alone = total[word] - count, unsteered[word]
+        own = _beyond(count, n - count, others, n * (len(said) - 1) - others)
+        return own if _beyond(count, n - count, alone, n - alone) > 0 else 0.0
+
+    found = []
+    for counts in held[:-1]:
+        scored = {word: z(word, count) for word, count in counts.items() if count >= TELLING}
+        best = sorted((word for word in scored if scored[word] > 0), key=lambda word: (-scored[word], word))[:words]
+        found.append(tuple(max((n, form) for (key, form), n in spelt.items() if key == word)[1] for word in best))
+    return found
+
+
+def _beyond(c: float, n: float, C: float, N: float) -> float:
+    """The difference of two logits in units of its error."""
+    c, n, C, N = (cell + 0.5 for cell in (c, n, C, N))
+    return (math.log(c / n) - math.log(C / N)) / math.sqrt(1 / c + 1 / n + 1 / C + 1 / N)
+
+
+def _words(text: str) -> dict[str, str]:
+    """The words of a text, each once: without capitals -> as it is first written there."""
+    found: dict[str, str] = {}
+    for word in re.findall(r"[^\W\d_]{2,}(?:['’][^\W\d_]+)*", text):
+        found.setdefault(word.casefold(), word)
+    return found

@@ -12,7 +12,7 @@ import torch
 from test_cli import MILD, as_json, fitted, fitted_once, ok, run  # noqa: F401 (fixtures)
 
 from dct.factors import Factors
-from dct.report.charts import Axis, Plot, curve, histogram
+from dct.plots.charts import Axis, Plot, curve, histogram
 from dct.report.facts import gathered
 from dct.runs import find_run
 
@@ -132,7 +132,7 @@ def test_it_is_one_file_that_asks_for_nothing(ranked):
 
 def test_no_page_tells_where_things_lie(ranked, model_folder):
     assert str(model_folder) not in Path(as_json("report", ranked[0].resolve())["page"]).read_text()
-    assert f"{model_folder.parent.name}/{model_folder.name}" in " ".join(page().texts)
+    assert model_folder.name in page().texts  # without the folders above it
 
 
 def test_pages_of_runs_that_were_not_judged(fitted):  # noqa: F811
@@ -254,7 +254,7 @@ def test_plots_are_drawn_inside_their_frame(values):
         curve(points, x, y, "says", (0.5, "R & co")),
         histogram([("a", values), ("random", values)], "v", "says"),
     ):
-        for shape in ElementTree.fromstring(text).iter():
+        for shape in ElementTree.fromstring(text.svg()).iter():
             for name in ("cx", "x", "x1", "x2"):
                 assert 0 <= float(shape.get(name, 0)) <= 360
             for name in ("cy", "y", "y1", "y2"):
@@ -262,7 +262,7 @@ def test_plots_are_drawn_inside_their_frame(values):
 
 
 def test_a_histogram_counts():
-    text = histogram([("a", [0.0, 0.0, 1.0, 1.0])], "v", "says", bins=2)
+    text = histogram([("a", [0.0, 0.0, 1.0, 1.0])], "v", "says", bins=2).svg()
     bars = [one for one in ElementTree.fromstring(text) if "bar" in one.get("class", "")]
     assert [float(bar.get("height")) for bar in bars] == pytest.approx([150 / 1.06] * 2, abs=0.2)
 

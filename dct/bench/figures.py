@@ -11,6 +11,7 @@ from dct.bench.report import file_name
 from dct.bench.tables import Report
 from dct.bench.workshop import Result
 from dct.errors import DctError
+from dct.plots.files import painter
 from dct.writing import write_whole
 
 if TYPE_CHECKING:
@@ -32,11 +33,7 @@ INK, GRID = "#222222", "#DDDDDD"
 
 def available() -> bool:
     """Whether figures can be drawn here."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return painter()
 
 
 def draw(folder: Path, reports: Sequence[Report], results: dict[str, list[Result]], none: str = "other") -> list[Path]:

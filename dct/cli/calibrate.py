@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from dct.aliases import DEMO
 from dct.cli.asked import fit_prompts, note_repeated
+from dct.cli.pictures import save_plot, show_calibration
 from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import between, load_model
 from dct.plainjson import dumps
+from dct.plots import figures
+from dct.plots.files import check as check_file
 from dct.recipe import Recipe
 from dct.settings import (
     CalibrationSettings,
@@ -37,6 +40,7 @@ def calibrate(
 ) -> None:
     """Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole curve."""
     terminal = Terminal(output.json, output.quiet)
+    check_file(output.plot)
     chosen = fit_prompts(model.model, prompts)
     note_repeated(terminal, chosen)
     layers = between(model.model, slice_)
@@ -58,6 +62,7 @@ def calibrate(
     with terminal.busy("measuring the curve"):
         grid = [found.scale * 2.0**k for k in range(-4, 4) if k]
         more = nonlinearity(map_, map_.dim, grid, seed=options.seed, batch=options.batch)
+    curve = sorted({*found.curve, *more})
     content = {
         "scale": found.scale,
         "ratio": found.ratio,
@@ -66,17 +71,19 @@ def calibrate(
         "residual_norm": map_.residual_norm,
         "source": first,
         "target": last,
-        "curve": sorted({*found.curve, *more}),
+        "curve": curve,
     }
     if output.out is not None:
         write_whole(output.out, (dumps(content, indent=1) + "\n").encode())
     _show(terminal, found, content, model.model)
+    save_plot(terminal, output.plot, lambda: [figures.calibration(curve, found.scale, found.target)])
     terminal.result(content)
 
 
 def _show(terminal: Terminal, found: "Calibration", content: dict[str, Any], model: str) -> None:
     norm, first, last = content["residual_norm"], content["source"], content["target"]
-    terminal.show(_curve(content["curve"], found.target, norm, found.scale))
+    terminal.show(_curve(content["curve"], found.target, norm, found.scale, bars=not terminal.roomy))
+    show_calibration(terminal, content["curve"], found.scale, found.target)
     which = "" if model == DEMO else f" --model {shlex.quote(model)}"
     terminal.summary(
         f"scale R = {found.scale:.4g} for layers {first} → {last}",
@@ -131,17 +138,23 @@ def calibrated(terminal: Terminal, slice_: "Slice", asked: CalibrationSettings) 
     return found
 
 
-def _curve(curve: list[tuple[float, float]], ratio: float, norm: float, chosen: float | None) -> "Table":
+def _curve(
+    curve: list[tuple[float, float]], ratio: float, norm: float, chosen: float | None, bars: bool = True
+) -> "Table":
+    """The curve in numbers, with bars where no plot stands beside them."""
     from rich.bar import Bar
     from rich.table import Table
 
     table = Table(title="non-linearity ratio by scale", title_justify="left", box=None, pad_edge=False)
     for heading in ("scale", "× residual", "ratio"):
         table.add_column(heading, justify="right")
-    table.add_column("")
+    if bars:
+        table.add_column("")
     top = max([value for _, value in curve], default=1.0)
     for scale, value in curve:
         here = scale == chosen
         bar = Bar(top, 0, value, width=40, color="green" if here else "cyan" if value <= ratio else "blue")
-        table.add_row(f"{scale:.4g}", f"{scale / norm:.2f}", f"{value:.4f}", bar, style="bold green" if here else None)
+        drawn = [bar] if bars else []
+        numbers = (f"{scale:.4g}", f"{scale / norm:.2f}", f"{value:.4f}")
+        table.add_row(*numbers, *drawn, style="bold green" if here else None)
     return table

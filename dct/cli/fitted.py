@@ -3,6 +3,7 @@
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from dct.cli.pictures import show_fit
 from dct.cli.terminal import Terminal, escape, human_seconds, plain, sparkline
 from dct.cli.work import short_name
 from dct.memory import human_bytes, peak
@@ -136,4 +137,5 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
         f"{len(factors)} {info['method']} factors of {short_name(info['model'])}, "
         f"layers {info['source']} → {info['target']}"
     )
+    show_fit(terminal, factors.objective.tolist())
     terminal.summary(title, rows)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from dct.model import LanguageModel
     from dct.naming import Name
 
-SHOWN = 8
-"""Kinds that are shown."""
+SHOWN, HEARD = 8, 24
+"""Kinds that are shown, and those that are listened to."""
 
 TOLD_BY = 4
 """Prompts of each sort by which kinds are told apart."""
@@ -33,6 +33,7 @@ class Sample:
         verdicts: on both.
         damage: KL on the harmless prompts, in nats.
         name: the tokens that it makes likelier and less likely.
+        says: words that its completions to all prompts by which kinds are told apart are known by.
     """
 
     vector: str
@@ -40,6 +41,7 @@ class Sample:
     verdicts: list["Verdict"]
     damage: float
     name: "Name | None" = None
+    says: tuple[str, ...] = ()
 
     @property
     def coherent(self) -> bool:
@@ -61,40 +63,41 @@ def run_kinds(
     """Groups the vectors and shows what one of each kind says; beside it, how many kinds as many random vectors make.
 
     Args:
-        prompts, harmless: `TOLD_BY` of each tell kinds apart; the first of each is answered in the table. Damage is
-            measured on all harmless ones.
+        prompts, harmless: `TOLD_BY` of each tell kinds apart, and are answered; the first of each in the table. Damage
+            is measured on all harmless ones.
         scale: norm at which vectors are added; left out, R.
     """
     from dct.calibration import random_directions
     from dct.candidates import Aim, candidates
-    from dct.kinds import GROUPED, kinds
+    from dct.kinds import groupable, kinds
     from dct.naming import vector_names
     from dct.nexttoken import NextTokens
 
     aim = Aim.of(factors, scale=scale)
     names, directions = candidates(factors)
-    names, vectors = names[:GROUPED], aim.scale * directions[:GROUPED]
-    random = aim.scale * random_directions(len(vectors), lm.width, seed + 2)
+    told = [*prompts.texts[:TOLD_BY], *harmless.texts[:TOLD_BY]]
+    asked = (prompts.texts[0], harmless.texts[0])
+    few = groupable(len(told), lm.vocabulary)
+    vectors = aim.scale * directions
+    random = aim.scale * random_directions(min(few, len(vectors)), lm.width, seed + 2)
     with terminal.busy("looking for kinds"):
-        told = [*prompts.texts[:TOLD_BY], *harmless.texts[:TOLD_BY]]
         near = NextTokens(lm, aim.layer, lm.encode(told, aim.system))
-        found, null = kinds(near, vectors), kinds(near, random)
+        found, null = kinds(near, vectors[:few]), kinds(near, random)
         changing, lucky = ([kind for kind in some if not kind.unchanged] for some in (found, null))
-        shown = changing[:SHOWN]
+        heard = changing[:HEARD]
         likelier = vector_names(near, vectors, random)
     causes = _causes(terminal, factors, lm, told, aim)
-    asked = (prompts.texts[0], harmless.texts[0])
     with terminal.busy("listening to one of each"):
-        pushed = [("unsteered", None), *((names[kind.members[0]], vectors[kind.members[0]]) for kind in shown)]
-        samples = _samples(lm, pushed, asked, harmless, aim, max_new_tokens)
-    named = [likelier[kind.members[0]] for kind in shown]
-    samples = [samples[0], *(replace(one, name=name) for one, name in zip(samples[1:], named, strict=True))]
-    title = f"{len(changing)} kinds of behaviour in {len(vectors)} vectors, {len(lucky)} in as many random ones"
-    _show(terminal, title, asked, shown, samples)
-    _told_left(terminal, found, len(changing) - len(shown))
+        pushed = [("unsteered", None), *((names[kind.members[0]], vectors[kind.members[0]]) for kind in heard)]
+        samples = _samples(lm, pushed, told, told.index(asked[1]), harmless, aim, max_new_tokens)
+    likely = [likelier[kind.members[0]] for kind in heard]
+    samples = [samples[0], *(replace(one, name=name) for one, name in zip(samples[1:], likely, strict=True))]
+    title = f"{len(changing)} kinds of behaviour in {len(random)} vectors, {len(lucky)} in as many random ones"
+    _show(terminal, title, asked, heard[:SHOWN], samples[: SHOWN + 1])
+    _told_left(terminal, found, len(changing) - len(heard[:SHOWN]))
     return {
         "scale": aim.scale,
-        "vectors": len(vectors),
+        "vectors": len(random),
         "kinds": [{"vectors": [names[k] for k in kind.members], "unchanged": kind.unchanged} for kind in found],
         "random_kinds": len(lucky),
         "coherent": sum(sample.coherent for sample in samples[1:]),
@@ -111,42 +114,45 @@ def _causes(
     terminal: Terminal, factors: "Factors", lm: "LanguageModel", told: list[str], aim: "Aim"
 ) -> dict[str, tuple[str, ...]]:
     """The tokens that what each factor causes points to."""
-    from dct.kinds import GROUPED
     from dct.naming import target_names
 
     target = factors.info.get("target")
     if target is None:
         return {}
     with terminal.busy("reading what they cause"):
-        found = target_names(lm, factors.U[:GROUPED], int(target), lm.encode(told, aim.system))
+        found = target_names(lm, factors.U, int(target), lm.encode(told, aim.system))
     return {str(k): name.more for k, name in enumerate(found)}
 
 
 def _samples(
     lm: "LanguageModel",
     pushed: list[tuple[str, "Tensor | None"]],
-    asked: tuple[str, str],
+    told: list[str],
+    mildest: int,
     harmless: PromptSet,
     aim: "Aim",
     length: int,
 ) -> list[Sample]:
-    """What the model says to both prompts under each vector."""
+    """What the model says to all prompts under each vector, of which the first and number `mildest` are kept."""
     import torch
 
     from dct.generation import complete
     from dct.judging import Reply, judge
+    from dct.naming import telling_words
     from dct.nexttoken import NextTokens
     from dct.scoring import divergence
 
-    vectors = torch.stack([torch.zeros(lm.width) if one is None else one for _, one in pushed])
-    rows, each = lm.encode(asked, aim.system) * len(pushed), vectors.repeat_interleave(len(asked), 0)
+    vectors, n = torch.stack([torch.zeros(lm.width) if one is None else one for _, one in pushed]), len(told)
+    rows, each = lm.encode(told, aim.system) * len(pushed), vectors.repeat_interleave(n, 0)
     said = complete(lm, rows, each, aim.layer, max_new_tokens=length)
-    replies = [Reply(asked[k % 2], text, said[k % 2]) for k, text in enumerate(said)]
+    texts = [said[n * k : n * (k + 1)] for k in range(len(pushed))]
+    says = [(), *telling_words(texts[1:], texts[0], told)]
+    replies = [Reply(told[p], some[p], texts[0][p]) for some in texts for p in (0, mildest)]
     verdicts = judge("refusal").verdicts(replies)
     mild = NextTokens(lm, aim.layer, lm.encode(harmless.texts, aim.system))
     damage = torch.cat(mild.under(vectors, lambda logs: divergence(mild.base, logs).cpu())).tolist()
     return [
-        Sample(name, said[2 * k : 2 * k + 2], verdicts[2 * k : 2 * k + 2], damage[k])
+        Sample(name, [texts[k][0], texts[k][mildest]], verdicts[2 * k : 2 * k + 2], damage[k], says=says[k])
         for k, (name, _) in enumerate(pushed)
     ]
 
@@ -155,15 +161,17 @@ def _show(terminal: Terminal, title: str, asked: tuple[str, str], shown: list["K
     table = titled(escape(title))
     for heading in ("vectors", "such as"):
         table.add_column(heading, justify="right")
-    table.add_column("likelier")
+    table.add_column("begins")
+    table.add_column("says")
     for prompt in asked:
         table.add_column(escape(_short(prompt, 40)), ratio=1)
     table.add_column("damage (KL)", justify="right")
     for kind, sample in zip(shown, samples[1:], strict=True):
         likelier = " ".join(sample.name.more[:2]) if sample.name is not None else ""
-        table.add_row(str(len(kind.members)), sample.vector, escape(likelier), *_cells(sample), f"{sample.damage:.3f}")
+        words = (escape(likelier), escape(" ".join(sample.says[:3])))
+        table.add_row(str(len(kind.members)), sample.vector, *words, *_cells(sample), f"{sample.damage:.3f}")
     table.add_section()
-    table.add_row("", "unsteered", "", *_cells(samples[0]), "", style="dim")
+    table.add_row("", "unsteered", "", "", *_cells(samples[0]), "", style="dim")
     terminal.show(table)
 
 
@@ -193,3 +201,33 @@ def _short(text: str, most: int = 64) -> str:
     """Its beginning, in one line."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def resembled(
+    factors: "Factors", lm: "LanguageModel", prompts: PromptSet, harmless: PromptSet, seed: int = 0
+) -> dict[str, Any]:
+    """Which layers' streams the vectors resemble, as `rank.json` holds it: cosines to four digits, by vector."""
+    from dct.candidates import Aim, candidates
+    from dct.resemblance import resemblance
+
+    aim, (names, directions) = Aim.of(factors), candidates(factors)
+    rows = (lm.encode(prompts.texts, aim.system), lm.encode(harmless.texts, aim.system) if len(harmless) else [])
+    found = resemblance(lm, directions, *rows, source=aim.layer, seed=seed)
+
+    def by_name(cosines: "Tensor | None") -> dict[str, list[float]] | None:
+        """A list over layers for each vector."""
+        return None if cosines is None else dict(zip(names, _rounded(cosines), strict=True))
+
+    return {
+        "layers": found.layers,
+        "prompts": len(prompts),
+        "harmless": len(harmless),
+        "stream": by_name(found.stream),
+        "difference": by_name(found.difference),
+        "chance_stream": _rounded(found.chance_stream),
+        "chance_difference": None if found.chance_difference is None else _rounded(found.chance_difference),
+    }
+
+
+def _rounded(cosines: "Tensor") -> Any:
+    return [_rounded(row) for row in cosines] if cosines.ndim > 1 else [round(c, 4) for c in cosines.tolist()]

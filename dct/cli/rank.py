@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, unseen_prompts
 from dct.cli.costs import announce, as_estimate
 from dct.cli.judge import own_options
+from dct.cli.kinds import resembled
+from dct.cli.pictures import save_plot
 from dct.cli.select import run_select
 from dct.cli.signature import argument
 from dct.cli.stable import found_again, note_steady
@@ -17,13 +19,15 @@ from dct.cli.terminal import Terminal, command, escape, plain, titled
 from dct.cli.work import RUN_HELP, open_run
 from dct.errors import UsageError
 from dct.judging import Judge, kind_of
+from dct.plots import figures
+from dct.plots.files import check as check_file
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import (
     JudgeSettings,
+    RankOutputSettings,
     RankPromptSettings,
     RankSettings,
     RunModelSettings,
-    RunOutputSettings,
     SelectSettings,
     TaskSettings,
     WorkSettings,
@@ -54,7 +58,7 @@ def rank(
     judge: JudgeSettings,
     task: TaskSettings,
     work: WorkSettings,
-    output: RunOutputSettings,
+    output: RankOutputSettings,
     run: Annotated[Path | None, argument(RUN_HELP)] = None,
 ) -> None:
     """Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.
@@ -65,6 +69,7 @@ def rank(
     alone order the vectors; with --task, right answers to questions do.
     """
     terminal = Terminal(output.json, output.quiet)
+    check_file(output.plot)
     asked = chosen_task(task, prompts, options)
     if asked is not None and experiment.screen_only:
         raise UsageError("`task` is answered by completions: leave `screen_only` out", argument="screen_only")
@@ -95,6 +100,7 @@ def rank(
             n=prompts.n or CHOSEN_BY,
             system=prompts.system,
         )
+    save_plot(terminal, output.plot, lambda: [figures.arms(content) or figures.scores(content)])
     terminal.result(content)
 
 
@@ -135,6 +141,7 @@ def run_rank(
         **asdict(ranking),
         **about,
         "by": options.by,
+        "resembles": resembled(factors, lm, prompts, harmless, options.seed),
         "prompts_origin": prompts.origin,
         "prompts_hash": fingerprint(prompts.texts),
         "harmless_hash": fingerprint(harmless.texts),

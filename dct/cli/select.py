@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.costs import announce, as_estimate
-from dct.cli.kinds import TOLD_BY, run_kinds
+from dct.cli.kinds import TOLD_BY, resembled, run_kinds
+from dct.cli.pictures import show_ranking
 from dct.cli.stable import found_again, note_steady
 from dct.cli.terminal import Terminal, escape, titled
 from dct.lock import held
@@ -64,17 +65,22 @@ def run_select(
     if len(harmless):
         few = PromptSet(found.pool.validation[:TOLD_BY])
         seen = run_kinds(terminal, reading, lm, few, harmless, scale=found.found.scale, seed=options.seed)
+    with terminal.busy("comparing with the streams of all layers"):
+        seen_prompts = PromptSet(found.pool.validation)
+        alike = resembled(reading, lm, seen_prompts, harmless, options.seed)
     content = {
         "by": "judged",
         **_content(found),
         "stability": None if steady is None else asdict(steady),
         "kinds": seen,
+        "resembles": alike,
         "estimate": as_estimate(_together(costs)),
         "seconds": round(time.monotonic() - began, 2),
         "prompts_origin": asked.origin,
         "harmless_hash": fingerprint(harmless.texts),
     }
     content = run.save_ranking(content, factors)
+    show_ranking(terminal, content)
     _conclude(terminal, run, found)
     return content
 

@@ -77,6 +77,22 @@ class Terminal:
         """A table, or text with Rich markup."""
         self.console.print(what)
 
+    @property
+    def roomy(self) -> bool:
+        """Whether there is a screen with room for a plot beside the rest."""
+        from dct.plots.text import LEAST
+
+        size = self.console.size
+        return self.live and not self.as_json and size.width >= LEAST[0] and size.height >= LEAST[1]
+
+    def plot(self, lines: Sequence[str]) -> None:
+        """A plot in lines of text; shown on a screen alone, if it has room."""
+        from rich.text import Text
+
+        if self.roomy and lines:
+            self.console.print()
+            self.console.print(Text("\n".join(lines), style="cyan"), no_wrap=True)
+
     def summary(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """The last lines of a command: what was found, where it lies, what to do next (Rich markup in the rows)."""
         from rich.table import Table

@@ -162,9 +162,21 @@ def _vector(
         "less": names.get("less", []),
         "causes": names.get("causes", []),
         "nearest": near,
+        "resembles": _peaks((ranking or {}).get("resembles") or {}, name),
         "labels": counts,
         "replies": replies,
     }
+
+
+def _peaks(found: dict[str, Any], name: str) -> list[tuple[str, int, float, float]]:
+    """Where a vector is most like what the model has: what, the layer, the cosine, and what chance makes of it."""
+    peaks = []
+    for key, what in (("difference", "harmless minus harmful"), ("stream", "the mean stream")):
+        cosines = (found.get(key) or {}).get(name)
+        if cosines and len(cosines) == len(found["layers"]) == len(found[f"chance_{key}"]):
+            k = max(range(len(cosines)), key=lambda j: abs(cosines[j]))
+            peaks.append((what, found["layers"][k], cosines[k], found[f"chance_{key}"][k]))
+    return peaks
 
 
 def _judged(

@@ -26,7 +26,7 @@ data.vectors.forEach((vector, place) => {
   vector.place = place;
   vector.text = [
     `vector ${vector.vector}`, vector.kind === null ? "" : `kind ${vector.kind}`, ...vector.more, ...vector.less,
-    ...vector.causes, ...Object.keys(vector.labels), ...vector.replies.flatMap((r) => [r.prompt, ...r.said.map((s) => s.text)]),
+    ...vector.causes, ...(data.kinds[vector.kind] ?? []).flat(), ...Object.keys(vector.labels), ...vector.replies.flatMap((r) => [r.prompt, ...r.said.map((s) => s.text)]),
   ].join("\n").toLowerCase();
 });
 
@@ -54,8 +54,11 @@ function inside(vector) {
   if (vector.more.length) line("makes likelier", vector.more.join(" · "));
   if (vector.less.length) line("less likely", vector.less.join(" · "));
   if (vector.causes.length) line("what it causes points to", vector.causes.join(" · "));
+  for (const [what, layer, cosine, chance] of vector.resembles)
+    line("resembles", `${what}, most in layer ${layer}: cosine ${cosine.toFixed(2)} (95% of random vectors: below ${chance.toFixed(2)})`);
   const labels = Object.entries(vector.labels).map(([label, count]) => `${count} ${label}`).join(", ");
   if (labels) line("all its replies", labels);
+  for (const [prompt, text] of data.kinds[vector.kind] ?? []) line("one of its kind says", `${text}  (to: ${prompt})`);
   const near = make("span");
   for (const [name, cosine] of vector.nearest) {
     const link = make("button", name); link.type = "button"; link.dataset.vector = name;

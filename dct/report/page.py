@@ -7,19 +7,19 @@ puts it there as text. The template escapes whatever else it is given.
 import math
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import PurePath
 from typing import Any
 
 from dct import plainjson
 from dct.judging import REFUSED
-from dct.report.charts import Axis, Plot, curve, histogram
+from dct.plots import figures
+from dct.plots.charts import Axis, Plot, curve, histogram
+from dct.plots.figures import ARMS, Named
+from dct.publicname import public
 from dct.report.facts import INCOHERENT, Facts
 from dct.version import __version__
 
 USEFUL = (0.5, 1.0)
 """The corner worth looking at: this share of the replies at least, and damage below so many nats."""
-
-ARMS = {"found": "found", "random": "random", "supervised": "difference of means", "noise": "noise"}
 
 
 def rendered(facts: Facts) -> str:
@@ -31,7 +31,15 @@ def rendered(facts: Facts) -> str:
     made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters["share"] = lambda value: f"{100 * value:.0f}"
     template = made.from_string((parts / "page.html").read_text("utf-8"))
-    data = {"vectors": facts.vectors, "unsteered": facts.unsteered, "R": facts.scale, "run": facts.folder}
+    cards = _kinds(facts)
+    heard = {str(card["number"]): [[one["prompt"], one["text"]] for one in card["said"]] for card in cards}
+    data = {
+        "vectors": facts.vectors,
+        "unsteered": facts.unsteered,
+        "R": facts.scale,
+        "run": facts.folder,
+        "kinds": heard,
+    }
     content = plainjson.dumps(plainjson.finite(data)).replace("<", "\\u003c")
     return template.render(
         style=Markup((parts / "page.css").read_text("utf-8")),
@@ -40,9 +48,9 @@ def rendered(facts: Facts) -> str:
         version=__version__,
         facts=facts,
         told=_told(facts),
-        plots=[(title, says, Markup(svg)) for title, says, svg in _plots(facts)],
+        plots=[(title, plot.says, Markup(plot.svg())) for title, plot in _plots(facts)],
         arms=_arms(facts),
-        kinds=_kinds(facts),
+        kinds=cards,
     )
 
 
@@ -53,10 +61,10 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
     of_target = info.get("of_target") or [None, None]
     settled = "settled" if info.get("settled") else "has not settled"
     rows = [
-        ("model", _place(info.get("model"))),
+        ("model", public(info.get("model") or "unknown")),
         ("layers", f"{info.get('source')} to {info.get('target')} of {info.get('blocks')}"),
         ("method", f"{info.get('method')}, {len(facts.alpha)} factors, seed {info.get('seed')}"),
-        ("prompts", f"{len(info.get('prompts') or [])} of {_place(info.get('prompts_origin'))}"),
+        ("prompts", f"{len(info.get('prompts') or [])} of {public(info.get('prompts_origin') or 'unknown')}"),
         ("scale R", _scale(facts)),
         ("iterations", f"{len(facts.objective)}; the last changed V by {last:.3g}: {settled}" if last else "none"),
     ]
@@ -77,18 +85,15 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def _place(where: Any) -> str:
-    """A name, or the end of a path: a page is made to be handed on."""
-    if not isinstance(where, str):
-        return "unknown"
-    return "/".join(PurePath(where).parts[-2:]) if PurePath(where).is_absolute() else where
-
-
 def _scale(facts: Facts) -> str:
     text = f"{facts.scale:.4g}"
-    norm, ratio = facts.info.get("residual_norm"), (facts.info.get("calibration") or {}).get("ratio")
+    norm, found = facts.info.get("residual_norm"), facts.info.get("calibration")
     text += f", {facts.scale / norm:.2f} times the median norm of the stream" if norm else ""
-    return text + (f"; non-linearity ratio {ratio:.2f}" if ratio else "")
+    if not found or not found.get("ratio"):
+        return f"{text}; given, not calibrated" if found is None else text
+    if found.get("limited"):
+        return f"{text}: as long as the stream bears, at a non-linearity ratio of {found['ratio']:.2f}"
+    return f"{text}: there the response is as non-linear as asked for (ratio {found['ratio']:.2f})"
 
 
 def _arms(facts: Facts) -> list[dict[str, Any]]:
@@ -135,6 +140,7 @@ def _kinds(facts: Facts) -> list[dict[str, Any]]:
                 "vector": kind["vectors"][0],
                 "size": len(kind["vectors"]),
                 "words": (sample["name"] or {}).get("more", []),
+                "says": sample.get("says", []),
                 "said": [
                     {"prompt": p, "text": t, "label": _label(v, k > 0)}
                     for k, (p, t, v) in enumerate(zip(kinds["prompts"], sample["completions"], verdicts, strict=False))
@@ -155,9 +161,18 @@ def _label(verdict: dict[str, Any], harmless: bool) -> str:
 # --- plots ------------------------------------------------------------------------------------------------------------
 
 
-def _plots(facts: Facts) -> list[tuple[str, str, str]]:
-    """Each plot that there is something for: title, what it says, and itself."""
-    made = [_calibration(facts), _objective(facts), _change(facts), _strengths(facts), _damage(facts), _scores(facts)]
+def _plots(facts: Facts) -> list[Named]:
+    """Each plot that there is something for, under its title."""
+    info, ranking = facts.info, facts.ranking or {}
+    calibration = [(x, y) for x, y in (info.get("calibration") or {}).get("curve", [])]
+    made = [
+        figures.calibration(calibration, facts.scale, info.get("lambda")),
+        *figures.iterations(facts.objective),
+        _strengths(facts),
+        _damage(facts),
+        _scores(facts),
+        *(figures.resemblances(ranking["resembles"], facts.vectors[0]["vector"]) if ranking.get("resembles") else []),
+    ]
     plots = [plot for plot in made if plot is not None]
     sides = (
         ("V", "Are the vectors different?", "steering vectors"),
@@ -167,66 +182,47 @@ def _plots(facts: Facts) -> list[tuple[str, str, str]]:
         if len(facts.alpha) > 1:
             says = f"|cosine| of pairs of {what}; the line is as many random directions"
             series = [(side, facts.cosines[side]), ("random", facts.cosines["random"])]
-            plots.append((title, says, histogram(series, "|cosine|", says)))
+            plots.append((title, histogram(series, "|cosine|", says)))
     return plots
 
 
-def _calibration(facts: Facts) -> tuple[str, str, str] | None:
-    points = [(x, y) for x, y in (facts.info.get("calibration") or {}).get("curve", [])]
-    if len(points) < 2:
-        return None
-    says = "non-linearity ratio by scale; the line marks R"
-    x = Axis.over([p[0] for p in points], "scale", log=True)
-    y = Axis.over([p[1] for p in points], "ratio", zero=True)
-    return "Where is R?", says, curve(points, x, y, says, (facts.scale, f"R = {facts.scale:.3g}"))
-
-
-def _objective(facts: Facts) -> tuple[str, str, str] | None:
-    return _by_iteration(facts, 0, "Has it converged?", "causal importance")
-
-
-def _change(facts: Facts) -> tuple[str, str, str] | None:
-    return _by_iteration(facts, 2, "Did V come to rest?", "change of V")
-
-
-def _by_iteration(facts: Facts, column: int, title: str, label: str) -> tuple[str, str, str] | None:
-    points = [(float(k), row[column]) for k, row in enumerate(facts.objective, start=1)]
-    if len(points) < 2:
-        return None
-    says = f"{label} by iteration"
-    y = Axis.over([p[1] for p in points], label, zero=True)
-    return title, says, curve(points, Axis("iteration", 1.0, float(len(points))), y, says, None)
-
-
-def _strengths(facts: Facts) -> tuple[str, str, str] | None:
+def _strengths(facts: Facts) -> Named | None:
     values = sorted((a for a in facts.alpha if a > 0), reverse=True)
     if len(values) < 2:
         return None
     says = "strength alpha of each factor, the strongest first"
     points = [(float(k), a) for k, a in enumerate(values, start=1)]
     x, y = Axis("factor", 1.0, float(len(values))), Axis.over(values, "alpha", log=True)
-    return "How strong are they?", says, curve(points, x, y, says, None)
+    return "How strong are they?", curve(points, x, y, says, None)
 
 
-def _damage(facts: Facts) -> tuple[str, str, str] | None:
+def _damage(facts: Facts) -> Named | None:
     """What a vector does against what it breaks."""
-    points, names = [], []
+    points, names, asked = [], [], []
     for one in facts.vectors:
         mark, kl = one["validation"], one["damage"]
         if mark and mark["asked"] and kl is not None and math.isfinite(kl):
             points.append((max(kl, 1e-4), mark["right"] / mark["asked"]))
+            asked.append(mark["asked"])
             names.append(f"{one['vector']}: {mark['right']} of {mark['asked']}, KL {kl:.3f}")
     if not points:
         return None
-    says = "share of replies that succeed against damage on harmless prompts; the useful corner is marked"
+    says = "successes against damage on harmless prompts, of the competitors; faint: heard on few prompts; the useful "
+    says += "corner is marked"
     x = Axis.over([*(p[0] for p in points), USEFUL[1]], "damage (KL, nats)", log=True)
     plot = Plot(x, Axis("successes", -0.04, 1.04, share=True), says)
     plot.area((x.low, USEFUL[0]), (USEFUL[1], 1.0), "useful")
-    plot.dots(points, "vector", names)
-    return "What is worth its damage?", says, plot.svg()
+    most = max(asked)
+    for kind, chosen in (("vector few", [n < most for n in asked]), ("vector", [n == most for n in asked])):
+        plot.dots(
+            [p for p, is_in in zip(points, chosen, strict=True) if is_in],
+            kind,
+            [n for n, is_in in zip(names, chosen, strict=True) if is_in],
+        )
+    return "What is worth its damage?", plot
 
 
-def _scores(facts: Facts) -> tuple[str, str, str] | None:
+def _scores(facts: Facts) -> Named | None:
     ranking = facts.ranking or {}
     null = [one["score"] for one in ranking.get("random", []) if one["score"] is not None]
     scores = [one["score"] for one in facts.vectors if one["score"] is not None]
@@ -236,4 +232,4 @@ def _scores(facts: Facts) -> tuple[str, str, str] | None:
     what = f"score: {words[0]!r} over {words[1]!r}" if all(words) else "score"
     says = "score of the vectors; the line is as many random ones"
     short = what if len(what) < 44 else "score"
-    return "How far above chance?", says, histogram([("score", scores), ("random", null)], short, says)
+    return "How far above chance?", histogram([("score", scores), ("random", null)], short, says)

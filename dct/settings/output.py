@@ -25,6 +25,9 @@ class OutputSettings(Settings):
     debug: bool = setting(False, "Show tracebacks.")
 
 
+PICTURE = "Also draw the main figure into this .svg or .png file (PNG needs matplotlib: the extra `bench`)."
+
+
 @dataclass(repr=False, eq=False, match_args=False)
 class FitOutputSettings(OutputSettings):
     """Where a fit goes."""
@@ -34,6 +37,7 @@ class FitOutputSettings(OutputSettings):
     out: Path | None = setting(None, "Run folder.", shown="a new one under runs/")
     resume: bool = setting(False, "Go on with an interrupted fit (in its run folder, or the newest), as it was begun.")
     force: bool = setting(False, "Overwrite a run.")
+    plot: Path | None = setting(None, PICTURE)
 
 
 @dataclass(repr=False, eq=False, match_args=False)
@@ -46,12 +50,22 @@ class RunOutputSettings(OutputSettings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
+class RankOutputSettings(RunOutputSettings):
+    """Output of a ranking."""
+
+    command: ClassVar[str] = "rank"
+
+    plot: Path | None = setting(None, PICTURE)
+
+
+@dataclass(repr=False, eq=False, match_args=False)
 class FileOutputSettings(OutputSettings):
     """Output that may also go to a file."""
 
     command: ClassVar[str] = "calibrate"
 
     out: Path | None = setting(None, "Also write the result to this file.")
+    plot: Path | None = setting(None, PICTURE)
 
 
 @dataclass(repr=False, eq=False, match_args=False)

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: shapes with classes, whose colours the page's style sheet decides, so that both schemes fit.
+"""Plots as SVG: shapes with classes, whose colours a style sheet decides, so that light and dark both fit.
 
 Coordinates are computed here, nothing else: no plot knows what its numbers mean. Every plot has its words as text.
 """
@@ -21,6 +21,7 @@ class Axis:
         low, high: its ends.
         log: logarithmic.
         share: values are shares of one, written as percent.
+        bare: without ticks: what it means is written at each thing that is drawn.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Axis:
     high: float
     log: bool = False
     share: bool = False
+    bare: bool = False
 
     @classmethod
     def over(cls, values: Sequence[float], label: str, *, log: bool = False, zero: bool = False) -> "Axis":
@@ -50,6 +52,8 @@ class Axis:
     @property
     def ticks(self) -> list[float]:
         """Round numbers between its ends."""
+        if self.bare:
+            return []
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             marks = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
@@ -68,7 +72,7 @@ class Axis:
         for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= 10 * size or (abs(value) >= size and size > 1e3):
                 return f"{value / size:.3g}{letter}"
-        return f"{value:.3g}"
+        return f"{value:.0f}" if 1000 <= abs(value) < 10000 else f"{value:.3g}"
 
 
 @dataclass
@@ -129,6 +133,27 @@ class Plot:
             f'<text class="note" x="{side:.1f}" y="{TOP + 10}" text-anchor="{anchor}">{escape(label)}</text>'
         )
 
+    def level(self, y: float, label: str) -> None:
+        """A line at a value of y, with its name at its right end."""
+        _, at = self.place(self.x.low, y)
+        up = at - 4 if at > TOP + 14 else at + 12
+        self.parts.append(
+            f'<line class="line random" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+            f'<text class="note" x="{WIDTH - RIGHT - 2}" y="{up:.1f}" text-anchor="end">{escape(label)}</text>'
+        )
+
+    def spans(self, rows: Sequence[tuple[str, float, float, float]]) -> None:
+        """Values with their intervals (name, value, low, high), one under the other, each under its name."""
+        for k, (name, value, low, high) in enumerate(rows):
+            y = TOP + (HEIGHT - TOP - BOTTOM) * (k + 0.72) / len(rows)
+            (x, _), (left, _), (right, _) = (self.place(at, self.y.low) for at in (value, low, high))
+            kind = "" if k == 0 else " random"
+            self.parts.append(
+                f'<text class="note" x="{LEFT}" y="{y - 9:.1f}">{escape(name)}</text>'
+                f'<line class="line span{kind}" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<circle class="dot{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+            )
+
     def svg(self) -> str:
         """The whole plot."""
         frame = []
@@ -154,17 +179,17 @@ class Plot:
         )
 
 
-def curve(points: Sequence[tuple[float, float]], x: Axis, y: Axis, says: str, rule: tuple[float, str] | None) -> str:
+def curve(points: Sequence[tuple[float, float]], x: Axis, y: Axis, says: str, rule: tuple[float, str] | None) -> Plot:
     """Points with a line through them, and a value of x that is marked."""
     plot = Plot(x, y, says)
     plot.line(points)
     plot.dots(points)
     if rule is not None:
         plot.upright(rule[0], rule[1])
-    return plot.svg()
+    return plot
 
 
-def histogram(series: Sequence[tuple[str, Sequence[float]]], label: str, says: str, bins: int = 30) -> str:
+def histogram(series: Sequence[tuple[str, Sequence[float]]], label: str, says: str, bins: int = 30) -> Plot:
     """Shares of several sets of values, the last of them as a line: chance."""
     values = [v for _, some in series for v in some if math.isfinite(v)]
     x = Axis.over(values, label)
@@ -177,7 +202,7 @@ def histogram(series: Sequence[tuple[str, Sequence[float]]], label: str, says: s
             plot.line([((a + b) / 2, s) for a, b, s in zip(edges, edges[1:], some, strict=False)], kind)
         else:
             plot.bars(edges, some, kind)
-    return plot.svg()
+    return plot
 
 
 def _shares(values: Sequence[float], low: float, width: float, bins: int) -> list[float]:

@@ -1,0 +1,120 @@
+"""The plots of this program, each made of plain numbers: the same on a run's page, in files and beside a command."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dct.plots.charts import Axis, Plot, curve
+
+Named = tuple[str, Plot]
+"""A plot under its title."""
+
+ARMS = {"found": "found", "random": "best random", "supervised": "difference of means", "noise": "noise"}
+"""Who competes, in words."""
+
+
+def calibration(points: Sequence[tuple[float, float]], scale: float, wanted: float | None) -> Named | None:
+    """Non-linearity ratio by scale, with R and lambda marked; None where there are too few points."""
+    if len(points) < 2:
+        return None
+    says = "non-linearity ratio by scale; the upright line marks R" + (
+        "" if wanted is None else ", the level one lambda"
+    )
+    x = Axis.over([p[0] for p in points], "scale", log=True)
+    y = Axis.over([*(p[1] for p in points), *([] if wanted is None else [wanted])], "ratio", zero=True)
+    plot = curve(points, x, y, says, (scale, f"R = {scale:.3g}"))
+    if wanted is not None:
+        plot.level(wanted, f"lambda = {wanted:g}")
+    return "Where is R?", plot
+
+
+def iterations(objective: Sequence[Sequence[float]]) -> list[Named]:
+    """What grows, and how far V still moves, by iteration; nothing where there are fewer than two."""
+    sides = ((0, "Has it converged?", "causal importance"), (2, "Did V come to rest?", "change of V"))
+    made = []
+    for column, title, label in sides:
+        points = [(float(k), row[column]) for k, row in enumerate(objective, start=1)]
+        if len(points) > 1:
+            y = Axis.over([p[1] for p in points], label, zero=True)
+            x = Axis("iteration", 1.0, float(len(points)))
+            made.append((title, curve(points, x, y, f"{label} by iteration", None)))
+    return made
+
+
+def arms(ranking: Mapping[str, Any]) -> Named | None:
+    """Shares of successes on the test with their intervals, and the damage of each; None where nothing was tested."""
+    rows = arm_rows(ranking)
+    if not rows:
+        return None
+    says = "successes on unseen prompts with 95% intervals, and damage (KL, nats)"
+    plot = Plot(Axis("successes", -0.02, 1.02, share=True), Axis("", 0.0, 1.0, bare=True), says)
+    plot.spans(rows)
+    return "Is it better than chance?", plot
+
+
+def arm_rows(ranking: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+    """Each arm in words, its share of successes and the ends of its interval; the unsteered model last."""
+    if not ranking.get("arms"):
+        return []
+    alone = ranking["unsteered"]
+    share = alone["right"] / alone["asked"]
+    said = f"unsteered: {alone['right']} of {alone['asked']}"
+    return [*(_arm(one) for one in ranking["arms"]), (said, share, share, share)]
+
+
+def _arm(arm: Mapping[str, Any]) -> tuple[str, float, float, float]:
+    right, asked = arm["test"]["right"], arm["test"]["asked"]
+    low, high = arm["interval"]
+    kl = (arm.get("damage") or {}).get("kl")
+    who = (
+        f"vector {arm['vector']}" if arm["arm"] == "found" else f"{ARMS.get(arm['arm'], arm['arm'])} ({arm['vector']})"
+    )
+    damage = "" if kl is None else f", damage {kl:.3f}"
+    return f"{who}: {right} of {asked}{damage}", right / asked, low, high
+
+
+def scores(ranking: Mapping[str, Any]) -> Named | None:
+    """Damage against score of all vectors of a screening, the best random one's score marked."""
+    effects = [(str(one["vector"]), one.get("effect") or {}) for one in ranking.get("vectors", [])]
+    known = [
+        (name, e["kl"], e["score"]) for name, e in effects if e.get("kl") is not None and e.get("score") is not None
+    ]
+    known = [(name, max(kl, 1e-4), score) for name, kl, score in known if math.isfinite(kl)]
+    best = (ranking.get("random_best") or {}).get("score")
+    if len(known) < 2 or best is None:
+        return None
+    x = Axis.over([kl for _, kl, _ in known], "damage (KL, nats)", log=True)
+    plot = Plot(x, Axis.over([*(s for _, _, s in known), best], "score"), "score against damage of every vector")
+    plot.dots([(kl, score) for _, kl, score in known], "vector", [f"{name}: score {s:.2f}" for name, _, s in known])
+    plot.level(best, "the best random vector")
+    return "How far above chance?", plot
+
+
+def resemblances(found: Mapping[str, Any], best: str) -> list[Named]:
+    """|cosine| with what enters each layer: of one vector, of the middle and the upper end of all, and of chance."""
+    made = []
+    sides = (
+        ("difference", "Which layers' difference of means?", "harmless minus harmful"),
+        ("stream", "Which layers' streams?", "the mean stream"),
+    )
+    for key, title, what in sides:
+        cosines, layers = found.get(key), found["layers"]
+        if not cosines or len(layers) < 2:
+            continue
+        columns = [sorted(abs(row[k]) for row in cosines.values()) for k in range(len(layers))]
+        upper = [column[min(len(column) - 1, int(0.95 * len(column)))] for column in columns]
+        mine = [abs(c) for c in cosines[best]] if best in cosines else []
+        chance = found[f"chance_{key}"]
+        says = (
+            f"|cosine| of the vectors with {what} that enters each layer. Line with dots: vector {best}; thin: 95% of "
+            "all vectors lie below; dashed: 95% of random ones do"
+        )
+        y = Axis.over([*upper, *mine, *chance], "|cosine|", zero=True)
+        plot = Plot(Axis("layer", float(layers[0]), float(layers[-1])), y, says)
+        plot.line(list(zip(layers, upper, strict=True)), "thin")
+        plot.line(list(zip(layers, chance, strict=True)), "random")
+        if mine:
+            plot.line(list(zip(layers, mine, strict=True)))
+            plot.dots(list(zip(layers, mine, strict=True)))
+        made.append((title, plot))
+    return made
