@@ -16,7 +16,7 @@ from typing import Any
 from dct.bench.tables import Report
 from dct.bench.workshop import Cell, Result, Workshop
 from dct.calibration import random_directions
-from dct.kinds import GROUPED, kinds
+from dct.kinds import groupable, kinds
 from dct.nexttoken import NextTokens
 
 TITLE = "Enumeration"
@@ -31,7 +31,7 @@ def plan(w: Workshop) -> list[Cell]:
     for method in METHODS:
         for number, scale in enumerate(w.sizes.scales):
             asked = len(probes(w))
-            cost = w.said_cost(w.sizes.tried * asked) + w.score_cost(min(GROUPED, w.sizes.tried), asked)
+            cost = w.said_cost(w.sizes.tried * asked) + w.score_cost(w.sizes.tried, asked)
             if method != "random" and number == 0:
                 cost += w.fit_cost(method, w.sizes.fitted, w.sizes.tried)
             cells.append(Cell("iv", {"method": method, "scale": scale}, cost))
@@ -56,7 +56,7 @@ def measure(w: Workshop, method: str, scale: float) -> dict[str, Any]:
         directions = w.fit(method, parts.train[: w.sizes.fitted], w.sizes.tried).V
     added = scale * w.scale * directions
     next_tokens = NextTokens(w.subject.lm, w.subject.source, w.subject.lm.encode(asked, w.subject.system))
-    found = kinds(next_tokens, added[:GROUPED])
+    found = kinds(next_tokens, added[: groupable(len(asked), w.subject.lm.vocabulary)])
     return {
         "unsteered": w.unsteered(asked),
         "classes": w.classes(asked, added),

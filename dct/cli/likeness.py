@@ -30,13 +30,13 @@ def run_likeness(terminal: Terminal, opened: Sequence["Opened"], model: RunModel
                     f"{opened[0].name} and {one.name} are of different {what}: leave `kinds` out, or compare others"
                 )
     from dct.candidates import Aim, candidates
-    from dct.kinds import GROUPED
+    from dct.kinds import groupable
     from dct.likeness import likeness
     from dct.nexttoken import NextTokens
     from dct.prompts import PromptSet
 
     _, factors, lm = open_run(terminal, opened[0].run.factors, model)
-    most = GROUPED // (len(opened) + 1)
+    most = max(1, groupable(2 * TOLD_BY, lm.vocabulary) // (len(opened) + 1))
     every = [candidates(one.factors) for one in opened]
     if any(len(names) > most for names, _ in every):
         terminal.note(f"the first {most} vectors of each run are grouped")
