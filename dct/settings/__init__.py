@@ -19,6 +19,7 @@ from dct.settings.model import (
     RankPromptSettings,
     ReplyPromptSettings,
     RunModelSettings,
+    ScanSliceSettings,
     SliceSettings,
     WeightSettings,
     positions_of,
@@ -33,8 +34,10 @@ from dct.settings.output import (
     OutputSettings,
     ReportOutputSettings,
     RunOutputSettings,
+    ScanOutputSettings,
     SteerOutputSettings,
 )
+from dct.settings.scan import ScanSettings
 from dct.settings.use import (
     AblateSettings,
     BenchSettings,
@@ -81,6 +84,9 @@ __all__ = [
     "RunModelSettings",
     "RunOutputSettings",
     "SaveSettings",
+    "ScanOutputSettings",
+    "ScanSettings",
+    "ScanSliceSettings",
     "SeedSettings",
     "SelectSettings",
     "ServeSettings",
