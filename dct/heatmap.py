@@ -45,7 +45,8 @@ def svg(grid: Sequence[Sequence[float]], top: float, pair: tuple[int, int], titl
             line = ' stroke="#c00" stroke-width="2"' if (source, target) == pair else ""
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill="#1f4e8c" '
-                f'fill-opacity="{0.04 + 0.96 * shade:.3f}"{line}><title>{source} to {target}: {value:.3g}</title></rect>'
+                f'fill-opacity="{0.04 + 0.96 * shade:.3f}"{line}><title>{source} to {target}: {value:.3g}</title>'
+                "</rect>"
             )
     floor = 24 + depth * CELL
     ticks = [f'<text x="{EDGE + s * CELL + 2}" y="{floor + 12}">{s}</text>' for s in range(0, depth, 4)]

@@ -1,4 +1,4 @@
-"""A scan of all pairs of layers, kept in a file after every step so that one that was cut goes on, and read by `fit`."""
+"""A scan of all pairs of layers, kept in a file so that one that was cut goes on, and read by `fit`."""
 
 import hashlib
 import time
@@ -21,7 +21,7 @@ SAVE = 5.0
 
 
 def passes(depth: int, asked: ScanSettings, width: int) -> int:
-    """Vectors that go through the model: pulled back from every target, pushed in twice (linear, whole) at each source."""
+    """Vectors that go through the model: back from every target, in twice (linear, whole) at each source."""
     return depth * (min(asked.probes, width) + 2 * asked.directions)
 
 
@@ -89,7 +89,7 @@ def check_scanned(content: dict[str, Any], fingerprint: str, model: str) -> None
     """
     if content.get("fingerprint") != fingerprint:
         raise DctError(
-            f"the scan is of another model ({content.get('model')}) than {model}: scan it, or give `source` and `target`"
+            f"the scan is of another model ({content.get('model')}) than {model}: scan it or give `source` and `target`"
         )
 
 

@@ -32,7 +32,7 @@ def test_one_pull_back_gives_every_source_what_a_slice_of_its_own_gives(both):
         back = ladder.pulled(target, u)
         for source in range(target):
             own = Derivatives(Slice(lm, IDS, source, target), WIDTH, dtype=F64).vjp(u)
-            torch.testing.assert_close(back[:, source], own, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(back[:, source], own, rtol=1e-6, atol=1e-8)
 
 
 def test_norms_are_those_of_the_dense_jacobian(both):
@@ -41,8 +41,8 @@ def test_norms_are_those_of_the_dense_jacobian(both):
     zero = torch.zeros(1, WIDTH, dtype=F64)
     J = torch.autograd.functional.jacobian(lambda x: f(x)[0], zero)[:, 0]
     exact = ladder.pull(4, orthonormal(WIDTH, WIDTH, 0))
-    assert exact.gain[1] == pytest.approx(float(J.norm()) / WIDTH**0.5, rel=1e-9)
-    assert exact.written[1] == pytest.approx(float((J - torch.eye(WIDTH)).norm()) / WIDTH**0.5, rel=1e-9)
+    assert exact.gain[1] == pytest.approx(float(J.norm()) / WIDTH**0.5, rel=1e-6)
+    assert exact.written[1] == pytest.approx(float((J - torch.eye(WIDTH)).norm()) / WIDTH**0.5, rel=1e-6)
     assert ladder.pull(4, orthonormal(8, WIDTH, 0)).gain[1] == pytest.approx(exact.gain[1], rel=0.4)
 
 
@@ -70,7 +70,8 @@ def test_scan_and_fit_from_it(workplace, model_folder, tmp_path_factory):
     done = run(app, ["scan", "--model", str(model_folder), "--n", "2", "--plot", "s.svg", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads((workplace / "scan.json").read_text())
-    assert found["complete"] and (workplace / "s.svg").read_text().count("fill-opacity") == DEPTH * (DEPTH + 1) // 2
+    assert found["complete"]
+    assert (workplace / "s.svg").read_text().count("fill-opacity") == DEPTH * (DEPTH + 1) // 2
     # cut after two targets: what is kept is taken, the rest is the same
     cut = {**found, "complete": False, "pulls": found["pulls"][:2], "pushes": []}
     (workplace / "scan.json").write_text(json.dumps(cut))

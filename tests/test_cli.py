@@ -28,7 +28,21 @@ from dct.prompts import fingerprint, read
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 COMMANDS = [
-    *("fit", "calibrate", "scan", "rank", "steer", "report", "serve", "judge", "ablate", "export", "bench", "demo", "models"),
+    *(
+        "fit",
+        "calibrate",
+        "scan",
+        "rank",
+        "steer",
+        "report",
+        "serve",
+        "judge",
+        "ablate",
+        "export",
+        "bench",
+        "demo",
+        "models",
+    ),
 ]
 MILD = ["--harmless", "mild.txt"]  # two prompts rather than sixteen
 QUICK = ["--factors", 24, "--iterations", 2, "--scale", 0.85]
