@@ -82,7 +82,7 @@ def test_scan_and_fit_from_it(workplace, model_folder, tmp_path_factory):
     assert run(app, [*fit, "--s", "1"]).exit_code == 2
     done = run(app, [*fit, "--scale", "1", "--out", "r"])
     assert done.exit_code == 0, done.output
-    info = dct.Factors.load(workplace / "r").info
+    info = dct.Factors.load(workplace / "r" / "factors.safetensors").info
     assert [info["source"], info["target"]] == [found["proposal"]["source"], found["proposal"]["target"]]
     (workplace / "scan.json").write_text(json.dumps({**found, "fingerprint": "sha256:0"}))
     assert run(app, [*fit, "--force", "--out", "r"]).exit_code == 1
