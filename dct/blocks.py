@@ -37,7 +37,7 @@ def replay(
     calls: Sequence[Call | ReadCall],
     stream: Float[Tensor, "batch tokens width"],
     run: Run = run_block,
-) -> Float[Tensor, "batch leaving width"]:
+) -> Float[Tensor, "rows leaving width"]:
     """Runs the blocks from `source` on, one for each call, on a new stream.
 
     Every token leaves the last block, or only those that its `ReadCall` reads. Runs share nothing that a block may

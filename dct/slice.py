@@ -105,6 +105,11 @@ class Slice:
         return float(torch.finfo(self.lm.dtype).eps)
 
     @property
+    def rows(self) -> Rows:
+        """Its prompts as rows of tokens, and the way in which they are run."""
+        return self._rows
+
+    @property
     def packed(self) -> bool:
         """Whether several prompts share a row of tokens (see `Rows`)."""
         return self._rows.packed

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 # Shapes in signatures are checked while the tests run. The hook must be in place before the core is imported.
-CORE = """ablation adapters arms batching blocks calibration calls candidates chain checkpoint compilation damage
+CORE = """ablation adapters arms atlas batching blocks calibration calls candidates chain checkpoint compilation damage
 derivatives estimate exam factors fits fitting generation gguf halving headers hub job loading memory model
 narrowing opening openings outcome packing parts passes placement pool quantised ranking recording replies resident
 rows saving scoring selection slice soundness sources steering streamwatch sweep task_ranking tasks team verification

@@ -31,9 +31,11 @@ COMMANDS = [
     *(
         "fit",
         "calibrate",
+        "scan",
         "rank",
         "steer",
         "report",
+        "verify",
         "compare",
         "serve",
         "judge",

@@ -12,7 +12,7 @@ from dct.cli.fitted import expected as forecast
 from dct.cli.interrupted import Interrupted, check_same_fit
 from dct.cli.terminal import Terminal
 from dct.cli.work import between, keep_prompts, load_model, portable, provenance, short_name
-from dct.errors import DctError, InterruptedWorkError
+from dct.errors import DctError, InterruptedWorkError, UsageError
 from dct.memory import peak
 from dct.recipe import Recipe
 
@@ -61,6 +61,7 @@ class FitJob:
         from dct.method import method
         from dct.model import check_layers
 
+        self._take_layers()
         layers, options = self.recipe.slice, self.recipe.fit
         method(options.method).own(options)
         if layers.source is not None and layers.target is not None:
@@ -70,6 +71,24 @@ class FitJob:
         self.prompts = fit_prompts(self.recipe.model.model, self.recipe.prompts)
         note_repeated(self.terminal, self.prompts)
 
+    def _take_layers(self) -> None:
+        """Source and target from the scan that was named, if one was.
+
+        Raises:
+            UsageError, DctError: they are given as well; there is no finished scan.
+        """
+        asked, self.scanned = self.recipe.slice, None
+        if asked.layers_from is None or self.interrupted:
+            return
+        if asked.source is not None or asked.target is not None:
+            raise UsageError("`layers_from` says source and target: leave one or the other out", argument="layers_from")
+        from dct.scanning import read_scan
+
+        self.scanned = read_scan(asked.layers_from)
+        pair = self.scanned["proposal"]
+        taken = asked.changed(source=pair["source"], target=pair["target"], layers_from=None)
+        self.recipe = replace(self.recipe, slice=taken)
+
     def _load(self, whole: bool) -> tuple["LanguageModel", "Slice"]:
         """The model, or as much of it as the slice needs, and the slice."""
         from dct.fitting import check_scale
@@ -78,6 +97,10 @@ class FitJob:
         recipe = self.recipe
         layers = between(recipe.model.model, recipe.slice)
         lm = load_model(self.terminal, recipe.model.model, between=None if whole else layers, **recipe.loading())
+        if self.scanned is not None:
+            from dct.scanning import check_scanned
+
+            check_scanned(self.scanned, lm.fingerprint, recipe.model.model)
         if self.interrupted:
             keep_prompts(lm, self.interrupted.config)
         self.began = time.monotonic()

@@ -19,6 +19,7 @@ from dct.settings.model import (
     RankPromptSettings,
     ReplyPromptSettings,
     RunModelSettings,
+    ScanSliceSettings,
     SliceSettings,
     WeightSettings,
     positions_of,
@@ -35,8 +36,10 @@ from dct.settings.output import (
     RankOutputSettings,
     ReportOutputSettings,
     RunOutputSettings,
+    ScanOutputSettings,
     SteerOutputSettings,
 )
+from dct.settings.scan import ScanSettings
 from dct.settings.use import (
     AblateSettings,
     BenchSettings,
@@ -89,6 +92,9 @@ __all__ = [
     "RunModelSettings",
     "RunOutputSettings",
     "SaveSettings",
+    "ScanOutputSettings",
+    "ScanSettings",
+    "ScanSliceSettings",
     "SeedSettings",
     "SelectSettings",
     "ServeSettings",

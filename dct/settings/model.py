@@ -1,6 +1,7 @@
 """What is fitted on: the model, the prompts and the slice."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from dct.aliases import DEMO
@@ -185,4 +186,23 @@ class FitSliceSettings(SliceSettings):
         "auto",
         "Compile the blocks; auto: where the fit is long enough to gain by it.",
         check=choice("auto", "on", "off"),
+    )
+    layers_from: Path | None = setting(
+        None, "Take source and target from this file of `dct scan`, such as scan.json.", shown="the rule of the depth"
+    )
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class ScanSliceSettings(Settings):
+    """What is read, at every target."""
+
+    table: ClassVar[str] = "slice"
+    title: ClassVar[str] = "Slice"
+
+    positions: int | Literal["all"] | None = setting(
+        None,
+        "Last tokens of each prompt that are read at the targets, or `all`.",
+        shown="those that open the reply, 3 at most",
+        parse=positions_of,
+        check=lambda name, value: positions_of(str(value)) and None,
     )

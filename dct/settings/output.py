@@ -122,3 +122,13 @@ class DemoOutputSettings(OutputSettings):
     command: ClassVar[str] = "demo"
 
     out: Path = setting(Path("runs/demo"), "Run folder; an earlier demo in it is replaced.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class ScanOutputSettings(OutputSettings):
+    """Where a scan goes."""
+
+    command: ClassVar[str] = "scan"
+
+    out: Path = setting(Path("scan.json"), "The scan; one that was cut goes on from this file.")
+    plot: Path | None = setting(None, "Also draw it into this SVG file.")
