@@ -40,8 +40,8 @@ def scan(ladder: Ladder, asked: ScanSettings, path: Path, advance: Callable[[str
         while len(pulls) + len(pushes) < 2 * depth:
             advance("targets" if len(pulls) < depth else "sources", len(pulls) + len(pushes), 2 * depth)
             if len(pulls) < depth:
-                found = ladder.pull(len(pulls) + 1, probes, asked.batch)
-                pulls.append({"gain": found.gain, "written": found.written})
+                pull = ladder.pull(len(pulls) + 1, probes, asked.batch)
+                pulls.append({"gain": pull.gain, "written": pull.written})
             else:
                 source = len(pushes)
                 pushes.append(ladder.push(source, asked.share * ladder.norms[source], directions, asked.batch))

@@ -13,10 +13,10 @@ COMMANDS = {
     "rank": "Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.",
     "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
     "report": "Make one page of a run: what was fitted, whether it can be trusted, and every vector with what it says.",
+    "verify": "Measure a sample of a run's numbers and replies again, here, and say whether they hold.",
     "compare": "Say how far runs found the same: vectors, subspaces and kinds, beside random directions; or an SAE's "
     "features.",
     "serve": "Serve the model to programs that speak OpenAI's protocol, each request with vectors of its own.",
-    "verify": "Measure a sample of a run's numbers and replies again, here, and say whether they hold.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",
     "export": "Write vectors as files that llama.cpp, PEFT, transformers, vLLM or numpy read, with a card.",
