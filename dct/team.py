@@ -12,11 +12,9 @@ through the CPU (Gloo), whatever the rows are computed on.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dct.errors import DctError
@@ -29,8 +27,8 @@ T = TypeVar("T")
 STORE = "DCT_TEAM_STORE"
 """Names the file through which processes of one machine meet; without it they meet as torchrun has it."""
 
-PATIENCE = timedelta(days=7)
-"""How long a process waits for the others: one that has died is known at once, by its closed connection."""
+PATIENCE = 7
+"""Days that a process waits for the others: one that has died is known at once, by its closed connection."""
 
 
 class LostError(DctError):
@@ -176,9 +174,12 @@ def joined() -> Iterator[Team]:
     if not several() or _current.size > 1:
         yield _current
         return
+    from datetime import timedelta
+
     import torch
     from torch import distributed
 
+    patience = timedelta(days=PATIENCE)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     team = Team(rank, size, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     if STORE not in os.environ and torch.cuda.is_available():
@@ -186,9 +187,9 @@ def joined() -> Iterator[Team]:
     try:
         if STORE in os.environ:
             store = distributed.FileStore(os.environ[STORE], size)  # type: ignore[attr-defined]
-            distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+            distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
         else:
-            distributed.init_process_group("gloo", timeout=PATIENCE)
+            distributed.init_process_group("gloo", timeout=patience)
     except (RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DctError(f"the {size} processes of this job do not find each other ({first})") from error
@@ -216,6 +217,8 @@ def _collective(name: str, *arguments: Any, **options: Any) -> None:
 
 def _told(error: Exception | None, rank: int) -> Exception | None:
     """An error that can be sent: in words where it cannot, and with its process where nobody foresaw it."""
+    import pickle
+
     if error is None:
         return None
     if not isinstance(error, DctError):

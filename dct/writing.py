@@ -8,7 +8,6 @@ writer lives: the next writer in the folder removes what a killed one left.
 import errno
 import os
 import re
-import secrets
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -51,7 +50,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes, elsewhere: str = ELSE
             raise OSError(errno.EINVAL, "it is a device or a pipe")
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        beside = path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}.part"
+        beside = path.parent / f".{path.name[:40]}.{os.urandom(8).hex()}.part"
         try:
             if not _written_unnamed(beside, path, data):
                 _write_named(beside, path, data)

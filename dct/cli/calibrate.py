@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from dct.aliases import DEMO
 from dct.cli.asked import fit_prompts, note_repeated
-from dct.cli.pictures import save_plot, show_calibration
+from dct.cli.pictures import check_plot, save_plot, show_calibration
 from dct.cli.terminal import Terminal, command, escape
 from dct.cli.work import between, load_model
 from dct.plainjson import dumps
-from dct.plots import figures
-from dct.plots.files import check as check_file
 from dct.recipe import Recipe
 from dct.settings import (
     CalibrationSettings,
@@ -40,7 +38,7 @@ def calibrate(
 ) -> None:
     """Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole curve."""
     terminal = Terminal(output.json, output.quiet)
-    check_file(output.plot)
+    check_plot(output.plot)
     chosen = fit_prompts(model.model, prompts)
     note_repeated(terminal, chosen)
     layers = between(model.model, slice_)
@@ -76,6 +74,8 @@ def calibrate(
     if output.out is not None:
         write_whole(output.out, (dumps(content, indent=1) + "\n").encode())
     _show(terminal, found, content, model.model)
+    from dct.plots import figures
+
     save_plot(terminal, output.plot, lambda: [figures.calibration(curve, found.scale, found.target)])
     terminal.result(content)
 

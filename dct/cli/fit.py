@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING
 
 from dct.cli.fitjob import FitJob
 from dct.cli.interrupted import Interrupted
-from dct.cli.pictures import save_plot
+from dct.cli.pictures import check_plot, save_plot
 from dct.cli.terminal import Terminal, command
 from dct.errors import DctError
-from dct.plots import figures
-from dct.plots.files import check as check_file
 from dct.recipe import Recipe
 from dct.settings import (
     FitOutputSettings,
@@ -40,8 +38,10 @@ def fit(
     Loads the model, calibrates the scale R, fits, and saves a run folder that `dct rank` goes on from.
     """
     terminal = Terminal(output.json, output.quiet)
-    check_file(output.plot)
+    check_plot(output.plot)
     run, found, _ = run_fit(terminal, Recipe(model, slice_, prompts, options), output)
+    from dct.plots import figures
+
     save_plot(terminal, output.plot, lambda: figures.iterations(found.objective.tolist()))
     terminal.result(
         {

@@ -35,6 +35,18 @@ def show_ranking(terminal: Terminal, content: Mapping[str, Any]) -> None:
         terminal.plot(text.spans(rows))
 
 
+def check_plot(path: Path | None) -> None:
+    """Refuses, before any work, a file that no plot can be drawn into.
+
+    Raises:
+        UsageError, DctError: as `dct.plots.files.check`.
+    """
+    if path is not None:
+        from dct.plots.files import check
+
+        check(path)
+
+
 def save_plot(terminal: Terminal, path: Path | None, plots: "Callable[[], Sequence[Named | None]]") -> None:
     """Draws plots into the file, if one is named; says where, or that there is nothing to draw."""
     if path is None:

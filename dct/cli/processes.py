@@ -7,20 +7,21 @@ one has the terminal. This process only watches: a process that dies ends the jo
 import math
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from dct.cli.streams import fail
 from dct.errors import DctError
 from dct.settings import WorkSettings
 from dct.team import STORE, follows, joined, several
+
+if TYPE_CHECKING:
+    import subprocess
 
 LIFELINE = "DCT_TEAM_LIFELINE"
 """Descriptor of a pipe whose other end this process holds: it closes with it, and the others end."""
@@ -78,6 +79,8 @@ def run_processes(count: int, words: Sequence[str], as_json: bool) -> NoReturn:
     """
     if os.name == "nt":
         raise DctError("`processes` does not work on Windows: leave it out, or use WSL")
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="dct-team-") as folder:
         reading, writing = os.pipe()
         team = [_started(rank, count, words, Path(folder), reading) for rank in range(count)]
@@ -134,6 +137,8 @@ def gpus() -> list[str]:
 def _started(rank: int, count: int, words: Sequence[str], folder: Path, lifeline: int) -> "subprocess.Popen[bytes]":
     """One of the processes, with its part of the GPUs, or else of the cores. All but the first have no terminal; what
     they say on stderr goes to a file."""
+    import subprocess
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     variables = {
         **os.environ,
@@ -200,6 +205,8 @@ def _send(team: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
 
 def _end(team: Sequence["subprocess.Popen[bytes]"]) -> None:
     """Ends those that are still there: asked first, then made to."""
+    import subprocess
+
     _send(team, signal.SIGTERM)
     until = time.monotonic() + 2.0
     for one in team:

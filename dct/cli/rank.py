@@ -10,7 +10,7 @@ from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, unseen
 from dct.cli.costs import announce, as_estimate
 from dct.cli.judge import own_options
 from dct.cli.kinds import resembled
-from dct.cli.pictures import save_plot
+from dct.cli.pictures import check_plot, save_plot
 from dct.cli.select import run_select
 from dct.cli.signature import argument
 from dct.cli.stable import found_again, note_steady
@@ -19,8 +19,6 @@ from dct.cli.terminal import Terminal, command, escape, plain, titled
 from dct.cli.work import RUN_HELP, open_run
 from dct.errors import UsageError
 from dct.judging import Judge, kind_of
-from dct.plots import figures
-from dct.plots.files import check as check_file
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import (
     JudgeSettings,
@@ -69,7 +67,7 @@ def rank(
     alone order the vectors; with --task, right answers to questions do.
     """
     terminal = Terminal(output.json, output.quiet)
-    check_file(output.plot)
+    check_plot(output.plot)
     asked = chosen_task(task, prompts, options)
     if asked is not None and experiment.screen_only:
         raise UsageError("`task` is answered by completions: leave `screen_only` out", argument="screen_only")
@@ -100,6 +98,8 @@ def rank(
             n=prompts.n or CHOSEN_BY,
             system=prompts.system,
         )
+    from dct.plots import figures
+
     save_plot(terminal, output.plot, lambda: [figures.arms(content) or figures.scores(content)])
     terminal.result(content)
 
