@@ -12,6 +12,7 @@ COMMANDS = {
     "rank": "Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.",
     "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
     "report": "Make one page of a run: what was fitted, whether it can be trusted, and every vector with what it says.",
+    "chat": "Talk to the model with vectors acting, beside the model left alone, and change them as you go.",
     "serve": "Serve the model to programs that speak OpenAI's protocol, each request with vectors of its own.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",

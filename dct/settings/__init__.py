@@ -38,6 +38,7 @@ from dct.settings.output import (
 from dct.settings.use import (
     AblateSettings,
     BenchSettings,
+    ChatSettings,
     ContestSettings,
     RankSettings,
     SaveSettings,
@@ -57,6 +58,7 @@ __all__ = [
     "BenchPromptSettings",
     "BenchSettings",
     "CalibrationSettings",
+    "ChatSettings",
     "ContestSettings",
     "DemoOutputSettings",
     "EvaluateSettings",
