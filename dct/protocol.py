@@ -161,10 +161,11 @@ class Reader:
 
     def _fitting(self, length: int, fields: dict[str, Any], named: str) -> int:
         """How many tokens the reply to a prompt of so many may have."""
-        room = self.lm.context - length if self.lm.context else self.most
+        context = self.lm.context
+        room = context - length if context else self.most
         if room < 1:
             raise RefusedError(
-                f"the prompt has {length} tokens and {self.lm.name} reads {self.lm.context}: nothing is left for a reply",
+                f"the prompt has {length} tokens and {self.lm.name} reads {context}: nothing is left for a reply",
                 named,
                 code="context_length_exceeded",
             )
@@ -176,7 +177,7 @@ class Reader:
             raise RefusedError(f"`{param}` is {most}, and this server makes {self.most} at most", param)
         if most > room:
             raise RefusedError(
-                f"the prompt has {length} tokens, `{param}` asks for {most}, and {self.lm.name} reads {self.lm.context}",
+                f"the prompt has {length} tokens, `{param}` asks for {most}, and {self.lm.name} reads {context}",
                 param,
                 code="context_length_exceeded",
             )

@@ -101,6 +101,7 @@ class Talk:
         self.push, self.both = Push(), True
         self.said: list[Said] = []
         self.asked = 0
+        self._running: Exchange | None = None
         self._weights = _Weights(self)
         self._measured: dict[tuple[Push, str | None], float] = {}
 
@@ -117,6 +118,7 @@ class Talk:
         """
         if push.terms:
             self.mixtures.mix(push.terms)
+        self._rest()
         try:
             self._weights.be(push.ablated)
         except Exception:
@@ -126,6 +128,7 @@ class Talk:
 
     def close(self) -> None:
         """Restores the weights."""
+        self._rest()
         self._weights.be(())
 
     def turns(self, side: str) -> list[Turn]:
@@ -147,6 +150,7 @@ class Talk:
         Raises:
             DctError: a side's conversation cannot go on: too long, or no chat template for several turns.
         """
+        self._rest()
         added = self.mixtures.mix(self.push.terms) if self.push.terms else None
         replies = {}
         for side in self.sides:
@@ -161,22 +165,32 @@ class Talk:
             theta = added if side == STEERED else None
             replies[side] = Reply(Ask(ids, theta, min(self.most, room), **how))
         self.asked += 1
-        return Exchange(self, question, replies)
+        self._running = Exchange(self, question, replies)
+        return self._running
+
+    def _rest(self) -> None:
+        """Ends what is still being said: only one thread at a time may use the model."""
+        if self._running is not None:
+            self._running.stop()
+            self._running.wait(None)
 
     def _ids(self, turns: Sequence[Turn]) -> list[int]:
         several = sum(role == "user" for role, _ in turns) > 1
         if several and not self.lm.has_chat_template:
-            raise DctError(f"{self.lm.name} has no chat template, and knows one question at a time: /new begins another")
+            raise DctError(
+                f"{self.lm.name} has no chat template, and knows one question at a time: /new begins another"
+            )
         return conversation(self.lm, turns)
 
     def answer(self, push: Push, replies: dict[str, Reply]) -> None:
         """Makes replies: in one batch, unless the sides have different weights."""
         every = list(replies.values())
-        if push.ablated:
+        if push.ablated and len(every) > 1:
             for side, reply in replies.items():
                 self._weights.be(push.ablated if side == STEERED else ())
                 answer(self.lm, self.layer, [reply])
             return
+        self._weights.be(push.ablated)
         in_batches(
             lambda start, stop: answer(self.lm, self.layer, every[start:stop]),
             len(every),
@@ -204,6 +218,7 @@ class Talk:
         push = self.push
         if push == Push():
             raise DctError("nothing acts, so nothing is damaged: choose a vector first, such as /vector 0")
+        self._rest()
         rows = self.lm.encode(self.harmless, self.system)
         self._weights.be(())
         before = NextTokens(self.lm, self.layer, rows)
@@ -221,12 +236,13 @@ class Talk:
     def told(self, push: Push, damage: float | None, *, words: bool = False) -> str:
         """A push in words: its vectors with their scales (and names), and its damage."""
         named = self._words if words else lambda _: ""
-        parts = [f"{t.vector} at {self.multiple(t)} R{named(t.vector)}" for t in push.terms]
+        added = [f"{t.vector} at {self.multiple(t)} R{named(t.vector)}" for t in push.terms]
+        parts = ["vector " + " + ".join(added)] if added else []
         if push.ablated:
-            parts.append("without " + ", ".join(f"{name}{named(name)}" for name in push.ablated))
+            parts.append("without vector " + ", ".join(f"{name}{named(name)}" for name in push.ablated))
         if not parts:
             return "nothing added"
-        return " + ".join(parts) + (", damage not measured" if damage is None else f", damage {damage:.3f}")
+        return ", ".join(parts) + (", damage not measured" if damage is None else f", damage {damage:.3f}")
 
     def multiple(self, term: Term) -> str:
         """How many R a vector is added at."""
@@ -249,7 +265,7 @@ class Exchange:
 
     def __init__(self, talk: Talk, question: str, replies: dict[str, Reply]) -> None:
         self.question, self.replies = question, replies
-        self.together = not talk.push.ablated
+        self.together = not (talk.push.ablated and len(replies) > 1)
         self.label = talk.label()
         self._talk, self._push, self._damage = talk, talk.push, talk.damage()
         self._failed: Exception | None = None
@@ -261,7 +277,7 @@ class Exchange:
         """Whether it is still being answered."""
         return self._worker.is_alive()
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float | None) -> None:
         """Waits until all replies are there, but not longer."""
         self._worker.join(seconds)
 
@@ -313,8 +329,8 @@ class _Weights:
         if ablated == self._now:
             return
         directions = self._directions(ablated)
-        self._edit.close()
         self._now = ()
+        self._edit.close()
         if directions is not None:
             self._edit.enter_context(ablate(self._talk.lm, directions))
             self._now = ablated

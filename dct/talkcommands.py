@@ -37,16 +37,16 @@ class Command:
 
 
 COMMANDS = {
-    "vector": Command("N [C]", "steer with vector N alone, at C R; left out, at the scale of the ranking, or at R"),
-    "rank": Command("[K [C]]", "the same with the K-th of the ranking; without K, list the first"),
-    "kind": Command("[K [C]]", "the same with the most typical vector of kind K; without K, list the kinds"),
-    "add": Command("N [C]", "add vector N to what acts; C of 0 takes it away again"),
-    "scale": Command("C", "add all that is added at C R; -1 is the opposite"),
-    "ablate": Command("N ...", "project vectors out of the weights, and do nothing else"),
-    "off": Command("", "let nothing act: the weights are restored"),
-    "damage": Command("", "measure what that breaks: KL of the next token on harmless prompts"),
+    "vector": Command("N [C]", "steer with vector N alone, at C R or as the ranking found"),
+    "rank": Command("[K [C]]", "with the K-th of the ranking; without K, list them"),
+    "kind": Command("[K [C]]", "with the most typical of kind K; without K, list the kinds"),
+    "add": Command("N [C]", "add vector N to what acts; C = 0 takes it away"),
+    "scale": Command("C", "change the scale to C R; -1 is the opposite"),
+    "ablate": Command("N ...", "project vectors out of the weights instead"),
+    "off": Command("", "let nothing act; restore the weights"),
+    "damage": Command("", "measure what that breaks: KL on harmless prompts"),
     "ab": Command("[on|off]", "both sides, or the steered one alone"),
-    "system": Command("[TEXT]", "set the system message; - for none; without TEXT, show it"),
+    "system": Command("[TEXT]", "set the system message; - is none; without TEXT, show it"),
     "new": Command("", "begin another conversation: both sides forget"),
     "save": Command("FILE", "write the conversation to FILE.jsonl or FILE.md"),
     "help": Command("", "this list"),
@@ -103,7 +103,7 @@ class Commands:
             return _listed([f"{k:>3}  {guide.kind(k)}" for k in range(len(guide.kinds))], 2 * LISTED)
         number, scale = self._named("kind", rest, WHOLE)
         if int(number) >= len(guide.kinds):
-            raise DctError(f"kind {number} is out of range: there are kinds 0 to {len(guide.kinds) - 1}; /kind lists them")
+            raise DctError(f"kind {number} is out of range: /kind lists those from 0 to {len(guide.kinds) - 1}")
         if scale is None and guide.kinds_scale is not None:
             scale = guide.kinds_scale / self.talk.mixtures.factors.scale
         return self._push(Push((Term(guide.kinds[int(number)][0], scale),)))
@@ -146,8 +146,8 @@ class Commands:
         if not self.talk.both:
             return "the steered side alone"
         missed = self.talk.behind()
-        told = f"; the unsteered one has not heard {missed} of the questions, /new lets both begin again" if missed else ""
-        return f"both sides{told}"
+        told = f"both sides; the unsteered one has not heard {missed} of the questions, /new lets both begin again"
+        return told if missed else "both sides"
 
     def _system(self, rest: str) -> str:
         if rest:
@@ -188,7 +188,8 @@ class Commands:
             return
         name, space, rest = line[1:].partition(" ")
         if not space:
-            yield from ((f"/{one}", COMMANDS[one].about) for one in COMMANDS if one.startswith(name))
+            begun = (one for one in COMMANDS if one.startswith(name))
+            yield from ((f"/{one} " if COMMANDS[one].usage else f"/{one}", COMMANDS[one].about) for one in begun)
             return
         *before, word = rest.split(" ")
         if not before or name == "ablate":

@@ -1,29 +1,34 @@
 """`dct chat`: the steered model beside the unsteered one, in a terminal or from a pipe."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dct.cli.asked import HARMLESS, harmless_prompts
 from dct.cli.characters import one_line, visible
-from dct.cli.columns import BETWEEN, Columns
+from dct.cli.columns import BETWEEN, Columns, broken
 from dct.cli.console import SafeConsole
 from dct.cli.flags import spoken
 from dct.cli.signature import argument
 from dct.cli.streams import say, write_json
 from dct.cli.terminal import Terminal, command, explained
-from dct.cli.typed import MARK, Lines, lines
+from dct.cli.typed import MARK, lines
 from dct.cli.work import RUN_HELP, open_run, short_name
 from dct.errors import DctError
 from dct.settings import ChatSettings, RunModelSettings, RunOutputSettings
 
 if TYPE_CHECKING:
+    from dct.guide import Guide
     from dct.runs import Run
     from dct.talk import Exchange, Talk
     from dct.talkcommands import Commands
 
 NARROW = 72
 """Columns of a terminal below which sides stand one below the other."""
+
+LISTED = re.compile(r" *\S+(?: \S+)*  +")
+"""The first column of a line of a list, with what separates it from the second."""
 
 LOOK = 0.05
 """Seconds between two looks at replies that grow."""
@@ -38,11 +43,10 @@ def chat(
 ) -> None:
     """Talk to the model with vectors acting, beside the model left alone, and change them as you go.
 
-    /vector 17, /rank 3, /kind 2, /scale 1.5, /add 5 0.5 and /ablate 17 change what acts; /help lists all. Each side keeps
-    its own history. From a pipe, every line is a question or a command.
+    /vector 17, /rank 3, /kind 2, /scale 1.5, /add 5 0.5 and /ablate 17 change what acts; /help lists all. Each side
+    keeps its own history. From a pipe, every line is a question or a command.
     """
     from dct.candidates import Aim
-    from dct.guide import Guide
     from dct.mixture import Mixtures, Term
     from dct.talk import Push, Talk
     from dct.talkcommands import Commands
@@ -71,7 +75,8 @@ def chat(
         talk.close()
 
 
-def _guide(run: "Run") -> "Guide":  # type: ignore[name-defined]  # noqa: F821
+def _guide(run: "Run") -> "Guide":
+    """What the run's ranking tells, if it has one."""
     from dct.guide import Guide
 
     return Guide(run.load_ranking() if run.ranking.exists() else None)
@@ -104,7 +109,8 @@ class Chat:
         if remark:
             self.terminal.note(remark)
         piped = not sys.stdin.isatty()
-        self._tell(f"{self.talk.label()}; /help lists the commands")
+        if not self.terminal.quiet:
+            self._tell(f"{self.talk.label()}; /help lists the commands")
         while not self.commands.left:
             try:
                 line = source.read()
@@ -114,7 +120,7 @@ class Chat:
                 if piped:
                     raise
                 continue
-            if piped and line.strip() and not self.terminal.as_json:
+            if piped and line.strip() and not self.terminal.as_json and not self.terminal.quiet:
                 self._tell(f"{MARK}{line}", "bold")
             self._do(line)
         if piped and self.failed:
@@ -122,8 +128,7 @@ class Chat:
 
     def status(self) -> str:
         """What acts, below the line that is typed."""
-        sides = "both sides" if self.talk.both else "the steered side alone"
-        return f"{self.talk.label()} · {sides} · /help"
+        return self.talk.label() + ("" if self.talk.both else " · this side alone")
 
     def _do(self, line: str) -> None:
         """Obeys a command or answers a question; what goes wrong is one line."""
@@ -146,10 +151,17 @@ class Chat:
         say(one_line(message), "error:")
 
     def _tell(self, text: str, style: str = "dim") -> None:
+        """Says something of this program's own; a terminal breaks lines of a list within their second column."""
         from rich.text import Text
 
-        if not self.terminal.quiet:
-            self.console.print(Text(self.console.fit(text), style), soft_wrap=not self.console.is_terminal)
+        if not self.console.is_terminal:
+            self.console.print(Text(self.console.fit(text), style), soft_wrap=True)
+            return
+        for line in self.console.fit(text).split("\n"):
+            first = LISTED.match(line)
+            at = first.end() if first and 2 * first.end() < self.console.width else 0
+            rest = broken(line[at:], self.console.width - at)
+            self.console.print(Text(line[:at] + ("\n" + " " * at).join(rest), style), soft_wrap=True)
 
     def _answer(self, question: str) -> None:
         from dct.transcript import records

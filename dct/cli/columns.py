@@ -75,7 +75,7 @@ class Columns:
         fitted = self.console.fit(text).expandtabs(4)
         if self.width is None:
             return fitted.split("\n")
-        return [line for paragraph in fitted.split("\n") for line in _broken(paragraph, self.width)]
+        return [line for paragraph in fitted.split("\n") for line in broken(paragraph, self.width)]
 
     def _row(self, cells: Sequence[str], styles: Sequence[str]) -> "Text":
         from rich.cells import cell_len
@@ -92,9 +92,9 @@ class Columns:
         self.console.print(row, soft_wrap=True)
 
 
-def _broken(paragraph: str, width: int) -> list[str]:
-    """Lines of so many cells at most, broken at spaces where there are any. A line does not change when the text goes on
-    behind it, but for the last."""
+def broken(paragraph: str, width: int) -> list[str]:
+    """Lines of so many cells at most, broken at spaces where there are any. No line but the last changes when the text
+    goes on."""
     from rich.cells import cell_len, chop_cells
 
     lines, line = [], ""

@@ -3,6 +3,7 @@ plainly elsewhere."""
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
 from dct.cli.characters import encodable, one_line
@@ -60,10 +61,8 @@ class Asked:
     """Lines that Python itself asks for: on stdout alone, so that it can be a file."""
 
     def __init__(self) -> None:
-        try:
+        with suppress(ImportError):
             import readline  # noqa: F401 (the line can be edited, and earlier ones come back)
-        except ImportError:
-            pass
 
     def read(self) -> str:
         """The next line."""
