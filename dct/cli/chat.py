@@ -126,6 +126,11 @@ class Chat:
         if piped and self.failed:
             raise DctError(f"{self.failed} of the lines could not be answered: see above")
 
+    @property
+    def _breaks(self) -> bool:
+        """Whether lines are broken here: a dumb terminal does not say how wide it is, and breaks them itself."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
     def status(self) -> str:
         """What acts, below the line that is typed."""
         return self.talk.label() + ("" if self.talk.both else " · this side alone")
@@ -154,7 +159,7 @@ class Chat:
         """Says something of this program's own; a terminal breaks lines of a list within their second column."""
         from rich.text import Text
 
-        if not self.console.is_terminal:
+        if not self._breaks:
             self.console.print(Text(self.console.fit(text), style), soft_wrap=True)
             return
         for line in self.console.fit(text).split("\n"):
@@ -191,7 +196,7 @@ class Chat:
     def _draw(self, exchange: "Exchange") -> None:
         """Draws replies while they grow: side by side where there is room and both grow at once."""
         sides = list(exchange.replies)
-        wide = self.console.is_terminal and self.console.width >= NARROW
+        wide = self._breaks and self.console.width >= NARROW
         groups = [sides] if wide and exchange.together else [[side] for side in sides]
         for group in groups:
             self._group(exchange, group)
@@ -200,7 +205,7 @@ class Chat:
     def _group(self, exchange: "Exchange", sides: list[str]) -> None:
         """Draws some sides next to each other."""
         width: int | None = None
-        if self.console.is_terminal:
+        if self._breaks:
             width = (self.console.width - len(BETWEEN) * (len(sides) - 1)) // len(sides)
         replies = [exchange.replies[side] for side in sides]
         headings = [side if side == "unsteered" else exchange.label for side in sides]
