@@ -481,7 +481,7 @@ def test_a_person_talks_in_a_real_terminal(run_folder, kind, columns):
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore Ctrl+C
     words = ["-c", SLOW, kind, str(run_folder), "--max-new-tokens", str(NEW)]
     child = pexpect.spawn(
-        sys.executable, words, env=env, encoding="utf-8", timeout=30, dimensions=(40, columns), preexec_fn=heeds
+        sys.executable, words, env=env, encoding="utf-8", timeout=120, dimensions=(40, columns), preexec_fn=heeds
     )
     child.expect("damage 0.250; /help")
     ready = "\\[\\?25h" if kind == "xterm" else "> "  # the cursor is shown when there is something to be typed
