@@ -489,7 +489,7 @@ def test_a_person_talks_in_a_real_terminal(run_folder, kind, columns):
     child.sendline("Hi there")
     child.expect_exact("unsteered")
     child.expect_exact("vector 4 at 1.4 R ([red]\\x1b[31mSure Yes), damage 0.250")
-    child.expect_exact(steered) if kind == "xterm" else child.expect_exact(alone)
+    child.expect_exact(steered)
     child.expect(ready)
     child.sendline("/new")
     child.expect("forgotten")
