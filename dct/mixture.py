@@ -5,6 +5,7 @@ Knows factors and their ranking; knows no model and no protocol.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,19 @@ TERM = re.compile(
 HOW = "17, 17:1.5 (at 1.5 R), -17, rank1, or several with + between"
 
 
+@dataclass(frozen=True)
+class Term:
+    """A vector of a mixture.
+
+    Attributes:
+        vector: its name.
+        scale: the multiple c of R at which it is added; None for the one that the ranking found best, or 1.
+    """
+
+    vector: str
+    scale: float | None = None
+
+
 class UnknownModelError(DctError):
     """A name that is no model, or none of its vectors."""
 
@@ -54,7 +68,7 @@ class Mixtures:
         return [self.name, *(f"{self.name}@{vector}" for vector in self.ranked[:most])]
 
     def vector(self, model: str) -> Float[Tensor, " width"] | None:
-        """What is added to the stream for a model of this name, sum_i c_i R v_i; None for the model alone.
+        """What is added to the stream for a model of this name; None for the model alone.
 
         Raises:
             UnknownModelError: there is no such model.
@@ -64,31 +78,52 @@ class Mixtures:
         base, at, mixture = model.rpartition("@")
         if not at or base not in (self.name, MODEL):
             raise UnknownModelError(f"no model {model[:200]!r} here: this is {self.name}, or {self.name}@ and {HOW}")
-        terms = mixture.split("+")
+        return self.mix([self._term(term) for term in mixture.split("+")[: TERMS + 1]])
+
+    def mix(self, terms: Sequence[Term]) -> Float[Tensor, " width"]:
+        """What some vectors add to the stream together, sum_i c_i R v_i.
+
+        Raises:
+            UnknownModelError: no such vector, too many, or one of them too long.
+        """
         if len(terms) > TERMS:
-            raise UnknownModelError(f"{len(terms)} vectors in one name: {TERMS} at most")
-        return torch.stack([self._term(term) for term in terms]).sum(0)
+            raise UnknownModelError(f"more than {TERMS} vectors at once: {TERMS} at most")
+        return torch.stack([self.norm(term) * self._direction(term.vector) for term in terms]).sum(0)
 
-    def _term(self, term: str) -> Float[Tensor, " width"]:
-        """One vector at its scale."""
-        found = TERM.fullmatch(term)
-        if found is None:
-            raise UnknownModelError(f"{term[:200]!r} names no vector: write {HOW}")
-        name = found["vector"] if found["rank"] is None else self._at(int(found["rank"]))
-        try:
-            direction = chosen(self.factors, name)
-        except DctError as error:
-            raise UnknownModelError(str(error)) from error
-        if found["scale"] is None:
-            return (self._norms.get(name) or self.factors.scale) * direction
-        if abs(float(found["scale"])) > MOST:
-            raise UnknownModelError(f"{found['scale']} R is beyond all use: a vector is added at {MOST:g} R at most")
-        return float(found["scale"]) * self.factors.scale * direction
+    def norm(self, term: Term) -> float:
+        """How far a vector is added, c R: where it says no c, as far as the ranking found best, or else R.
 
-    def _at(self, place: int) -> str:
-        """The vector at a place of the ranking."""
+        Raises:
+            UnknownModelError: too far.
+        """
+        if term.scale is None:
+            return self._norms.get(term.vector) or self.factors.scale
+        if abs(term.scale) > MOST:
+            raise UnknownModelError(f"{term.scale:g} R is beyond all use: a vector is added at {MOST:g} R at most")
+        return term.scale * self.factors.scale
+
+    def at(self, place: int) -> str:
+        """The vector at a place of the ranking, the best one at 1.
+
+        Raises:
+            UnknownModelError: there is none.
+        """
         if not self.ranked:
             raise UnknownModelError("the run has not been ranked: run `dct rank` first, or name a vector by its number")
         if not 1 <= place <= len(self.ranked):
             raise UnknownModelError(f"rank {place} is out of range: the ranking holds 1 to {len(self.ranked)}")
         return self.ranked[place - 1]
+
+    def _direction(self, vector: str) -> Float[Tensor, " width"]:
+        try:
+            return chosen(self.factors, vector)
+        except DctError as error:
+            raise UnknownModelError(str(error)) from error
+
+    def _term(self, text: str) -> Term:
+        """A vector at its scale, as a name has it."""
+        found = TERM.fullmatch(text)
+        if found is None:
+            raise UnknownModelError(f"{text[:200]!r} names no vector: write {HOW}")
+        vector = found["vector"] if found["rank"] is None else self.at(int(found["rank"]))
+        return Term(vector, None if found["scale"] is None else float(found["scale"]))

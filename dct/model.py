@@ -101,6 +101,12 @@ class LanguageModel:
         return int(self.model.config.get_text_config().vocab_size)
 
     @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most; None where its configuration does not say it."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return most if isinstance(most, int) and most > 0 else None
+
+    @property
     def device(self) -> torch.device:
         """Where it computes: its weights may wait elsewhere until they are needed."""
         runs_on = compat.execution_device(self.model)
@@ -195,7 +201,7 @@ class LanguageModel:
         """
         if not prompts:
             raise DctError("no prompts: `prompts` must hold one at least")
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self.context
         rows = []
         for number, prompt in enumerate(prompts, start=1):
             if not prompt.strip():

@@ -98,7 +98,6 @@ class Reader:
 
     def __init__(self, lm: LanguageModel, mixtures: Mixtures, most: int = 1024, system: str | None = None) -> None:
         self.lm, self.mixtures, self.most, self.system = lm, mixtures, most, system
-        self.context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
         lm.tokenizer("", add_special_tokens=False)  # the first call settles how it pads, which threads must not do
 
     def chat(self, body: Any) -> Call:
@@ -162,10 +161,11 @@ class Reader:
 
     def _fitting(self, length: int, fields: dict[str, Any], named: str) -> int:
         """How many tokens the reply to a prompt of so many may have."""
-        room = self.context - length if self.context else self.most
+        context = self.lm.context
+        room = context - length if context else self.most
         if room < 1:
             raise RefusedError(
-                f"the prompt has {length} tokens and {self.lm.name} reads {self.context}: nothing is left for a reply",
+                f"the prompt has {length} tokens and {self.lm.name} reads {context}: nothing is left for a reply",
                 named,
                 code="context_length_exceeded",
             )
@@ -177,7 +177,7 @@ class Reader:
             raise RefusedError(f"`{param}` is {most}, and this server makes {self.most} at most", param)
         if most > room:
             raise RefusedError(
-                f"the prompt has {length} tokens, `{param}` asks for {most}, and {self.lm.name} reads {self.context}",
+                f"the prompt has {length} tokens, `{param}` asks for {most}, and {self.lm.name} reads {context}",
                 param,
                 code="context_length_exceeded",
             )

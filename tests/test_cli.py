@@ -37,6 +37,7 @@ COMMANDS = [
         "report",
         "verify",
         "compare",
+        "chat",
         "serve",
         "judge",
         "ablate",

@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": "Measure a sample of a run's numbers and replies again, here, and say whether they hold.",
     "compare": "Say how far runs found the same: vectors, subspaces and kinds, beside random directions; or an SAE's "
     "features.",
+    "chat": "Talk to the model with vectors acting, beside the model left alone, and change them as you go.",
     "serve": "Serve the model to programs that speak OpenAI's protocol, each request with vectors of its own.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",

@@ -219,12 +219,12 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except DctError as error:
             _fail(spoken(error), error.exit_code, as_json, debug)
         except Exception as error:
-            _fail(_explain(error), 1, as_json, debug)
+            _fail(explained(error), 1, as_json, debug)
 
     return run
 
 
-def _explain(error: Exception) -> str:
+def explained(error: Exception) -> str:
     """What to say of an error that nobody foresaw: by its kind where that tells, and as such where it does not."""
     from dct.batching import out_of_memory
 

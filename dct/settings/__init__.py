@@ -43,6 +43,7 @@ from dct.settings.scan import ScanSettings
 from dct.settings.use import (
     AblateSettings,
     BenchSettings,
+    ChatSettings,
     CompareSettings,
     ContestSettings,
     RankSettings,
@@ -65,6 +66,7 @@ __all__ = [
     "BenchPromptSettings",
     "BenchSettings",
     "CalibrationSettings",
+    "ChatSettings",
     "CompareOutputSettings",
     "CompareSettings",
     "ContestSettings",

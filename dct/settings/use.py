@@ -201,6 +201,20 @@ class ServeSettings(Settings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
+class ChatSettings(Settings):
+    """How replies of a conversation are made."""
+
+    table: ClassVar[str] = "chat"
+    title: ClassVar[str] = "Conversation"
+    own: ClassVar[bool] = True
+
+    system: str | None = setting(None, "System message.", shown="the run's", first=True)
+    max_new_tokens: int = setting(256, "Length of replies.", check=counted(), first=True)
+    temperature: float = setting(0.0, "0 is greedy.", check=Range(0.001, 1000.0, zero=True))
+    seed: int = setting(0, "Seed of every random choice.", check=counted(0, SEEDS))
+
+
+@dataclass(repr=False, eq=False, match_args=False)
 class AblateSettings(Settings):
     """What is projected out, and how it is compared."""
 
