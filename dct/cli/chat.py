@@ -30,6 +30,8 @@ NARROW = 72
 LISTED = re.compile(r" *\S+(?: \S+)*  +")
 """The first column of a line of a list, with what separates it from the second."""
 
+STOPPED = "(stopped)"
+
 LOOK = 0.05
 """Seconds between two looks at replies that grow."""
 
@@ -177,8 +179,10 @@ class Chat:
                 self._draw(exchange)
             while exchange.alive:
                 exchange.wait(LOOK)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # between two sides, or before the first word
             self._stop(exchange)
+            if not self.terminal.as_json:
+                self._tell(STOPPED)
         kept = exchange.keep()
         if self.terminal.as_json:
             for record in records(self.talk, kept):
@@ -229,5 +233,5 @@ def _foot(finish: str | None, tokens: int, text: str, alive: bool) -> str:
     if finish == "length":
         return f"(cut at {tokens} tokens)"
     if finish is None and not alive:
-        return "(stopped)"
+        return STOPPED
     return "" if text.strip() else "(says nothing)"
