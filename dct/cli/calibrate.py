@@ -145,7 +145,7 @@ def _curve(
     from rich.bar import Bar
     from rich.table import Table
 
-    table = Table(title="non-linearity ratio by scale", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="non-linearity ratio by scale", title_justify="left", box=None, pad_edge=False, min_width=32)
     for heading in ("scale", "× residual", "ratio"):
         table.add_column(heading, justify="right")
     if bars:
