@@ -100,8 +100,9 @@ def _digest(name: str, filling: tuple[str, ...]) -> int:
 def _sums() -> Iterator[tuple[tuple[str, ...], str, str]]:
     for a in range(12, 90):
         for b in range(12, 90):
-            carried = a % 10 + b % 10 >= 10
-            yield (str(a), str(b)), str(a + b), str(a + b + (-10 if carried else 10))
+            wrong = abs(a - b)
+            if wrong not in (0, a, b):  # a number of the question is no answer to it
+                yield (str(a), str(b)), str(a + b), str(wrong)
 
 
 def _next() -> Iterator[tuple[tuple[str, ...], str, str]]:
@@ -121,7 +122,7 @@ SKILLS = {
         Skill(
             "sums",
             "sums of two-digit numbers",
-            "forgets the carry, or makes one where there is none",
+            "takes the smaller from the larger",
             (
                 "What is {0} + {1}? Answer with the number alone.",
                 "Add {0} and {1}. Reply with nothing but the result.",
