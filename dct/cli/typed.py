@@ -4,10 +4,12 @@ plainly elsewhere."""
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dct.cli.characters import encodable, one_line
-from dct.talkcommands import Commands
+
+if TYPE_CHECKING:
+    from dct.talkcommands import Commands
 
 MARK = "> "
 """Stands before what is typed."""
@@ -27,7 +29,7 @@ class Lines(Protocol):
         """
 
 
-def lines(commands: Commands, status: Callable[[], str], plain: bool) -> tuple[Lines, str | None]:
+def lines(commands: "Commands", status: Callable[[], str], plain: bool) -> tuple[Lines, str | None]:
     """How lines are read here, and what is to be said of that.
 
     Args:
@@ -76,7 +78,7 @@ class Session:
         ImportError: it is not installed.
     """
 
-    def __init__(self, commands: Commands, status: Callable[[], str]) -> None:
+    def __init__(self, commands: "Commands", status: Callable[[], str]) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import Completer, Completion
         from prompt_toolkit.styles import Style

@@ -12,6 +12,7 @@ class ScanSettings(Settings):
 
     table: ClassVar[str] = "scan"
     title: ClassVar[str] = "Scan"
+    own: ClassVar[bool] = True
 
     probes: int = setting(16, "Random output vectors pulled back from each target.", check=counted(), first=True)
     directions: int = setting(8, "Random vectors pushed in at each source.", check=counted(), first=True)
