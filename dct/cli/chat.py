@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 from dct.cli.asked import HARMLESS, harmless_prompts
 from dct.cli.characters import one_line, visible
 from dct.cli.columns import BETWEEN, Columns, broken
-from dct.cli.console import SafeConsole
 from dct.cli.flags import spoken
 from dct.cli.signature import argument
 from dct.cli.streams import say, write_json
@@ -94,6 +93,8 @@ class Chat:
     """
 
     def __init__(self, terminal: Terminal, talk: "Talk", commands: "Commands") -> None:
+        from dct.cli.console import SafeConsole
+
         self.terminal, self.talk, self.commands = terminal, talk, commands
         self.console = SafeConsole(stderr=terminal.as_json)  # replies are shown whatever `quiet` says
         self.failed = 0

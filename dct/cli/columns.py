@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from dct.cli.console import SafeConsole
-
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from dct.cli.console import SafeConsole
 
 BETWEEN = " │ "
 
@@ -26,7 +26,7 @@ class Columns:
     """
 
     def __init__(
-        self, console: SafeConsole, headings: Sequence[str], styles: Sequence[str], width: int | None = None
+        self, console: "SafeConsole", headings: Sequence[str], styles: Sequence[str], width: int | None = None
     ) -> None:
         self.console, self.styles, self.width = console, styles, width
         self._printed = 0
