@@ -4,8 +4,9 @@ A JSONL file that only grows. Each line holds a completion under a key that says
 whole lines at a time, and a line that a killed process left torn is dropped. Of several processes the leader writes.
 """
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ class Journal:
                 file.write(data)
         except OSError as error:
             raise unwritable(self.path, error, COPY) from error
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """What a journal holds of each reply, `vector`, `scale`, `prompt` and `completion`; lines that are torn or have not
+    all of them are passed over, and a file that is not there holds none."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"vector", "scale", "prompt", "completion"} <= set(row):
+            yield row
 
 
 def _read(line: bytes) -> dict[str, str] | None:

@@ -1,6 +1,5 @@
 """`dct verify`: a sample of a run's numbers and replies, measured again here."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -81,10 +80,11 @@ def _replies(run: "Run", digest: str) -> tuple[list[dict[str, Any]], int]:
     except DctError:
         return [], 0
     length = ranking.get("max_new_tokens")
-    if ranking.get("factors") != digest or not length or not run.completions.is_file():
+    if ranking.get("factors") != digest or not length:
         return [], 0
-    rows = [json.loads(line) for line in run.completions.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [row for row in rows if {"vector", "scale", "prompt", "completion"} <= set(row)], int(length)
+    from dct.journal import records
+
+    return list(records(run.completions)), int(length)
 
 
 def _table(checks: "list[Check]") -> "Table":

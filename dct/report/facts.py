@@ -1,8 +1,6 @@
 """What a run's page shows, from the files in its folder alone."""
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from dct.calibration import random_directions
 from dct.candidates import candidates
 from dct.contents import RANKING
 from dct.factors import Factors
+from dct.journal import records
 from dct.judging import LABELS, Judge, Reply, judge
 from dct.replies import UNSTEERED
 from dct.runs import Run
@@ -118,22 +117,12 @@ def _completions(path: Path) -> tuple[dict[str, str], Said]:
     """What the model said alone, and under each vector."""
     unsteered: dict[str, str] = {}
     said: Said = defaultdict(lambda: defaultdict(dict))
-    for row in _rows(path):
+    for row in records(path):
         if row["vector"] == UNSTEERED:
             unsteered[row["prompt"]] = row["completion"]
         else:
             said[row["vector"]][round(float(row["scale"]), 6)][row["prompt"]] = row["completion"]
     return unsteered, said
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"vector", "scale", "prompt", "completion"} <= set(row):
-            yield row
 
 
 def _vector(
