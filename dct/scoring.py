@@ -138,8 +138,7 @@ class Contrast:
 
 
 def _check_lengths(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
-    limit = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, rows))
+    limit, longest = lm.context, max(map(len, rows))
     if limit and longest > limit:
         raise DctError(
             f"a prompt and the text that is scored behind it have {longest} tokens and {lm.name} reads {limit}: "

@@ -22,10 +22,11 @@ from dct.guide import Guide
 from dct.mixture import Mixtures, Term
 from dct.model import LanguageModel
 from dct.nexttoken import NextTokens
+from dct.replies import UNSTEERED as UNSTEERED  # where other modules look for it
 from dct.scoring import divergence
 from dct.together import Ask, Reply, answer
 
-UNSTEERED, STEERED = "unsteered", "steered"
+STEERED = "steered"
 
 
 @dataclass(frozen=True)

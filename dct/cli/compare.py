@@ -129,6 +129,8 @@ def _stability(opened: list["Opened"], seed: int) -> list[dict[str, Any] | None]
 
 
 def _show(terminal: Terminal, opened: list["Opened"], pairs: list[dict[str, Any]]) -> None:
+    from dct.matching import BEYOND
+
     table = titled("how near matched vectors are, |cos|, and how far runs span the same; in brackets random directions")
     table.add_column("runs")
     for heading in ("V, matched", "beyond chance", "V, subspace", "U of the same", "U, matched", "U, subspace"):
@@ -139,7 +141,7 @@ def _show(terminal: Terminal, opened: list["Opened"], pairs: list[dict[str, Any]
         table.add_row(
             escape(f"{opened[i].name} – {opened[j].name}"),
             beside(V, "mean"),
-            f"{V['beyond']}/{len(V['pairs'])} ({0.05 * len(V['pairs']):.2g})",
+            f"{V['beyond']}/{len(V['pairs'])} ({(1 - BEYOND) * len(V['pairs']):.2g})",
             beside(one["overlap_V"], "share"),
             beside(one["U_of_same"], "mean"),
             beside(one["U"], "mean"),

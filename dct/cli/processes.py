@@ -83,7 +83,8 @@ def run_processes(count: int, words: Sequence[str], as_json: bool) -> NoReturn:
 
     with tempfile.TemporaryDirectory(prefix="dct-team-") as folder:
         reading, writing = os.pipe()
-        team = [_started(rank, count, words, Path(folder), reading) for rank in range(count)]
+        devices = gpus()
+        team = [_started(rank, count, words, Path(folder), reading, devices) for rank in range(count)]
         os.close(reading)
         told: list[int] = []
 
@@ -134,7 +135,9 @@ def gpus() -> list[str]:
     return visible.split(",")[: len(there)] if visible else [str(k) for k in there]
 
 
-def _started(rank: int, count: int, words: Sequence[str], folder: Path, lifeline: int) -> "subprocess.Popen[bytes]":
+def _started(
+    rank: int, count: int, words: Sequence[str], folder: Path, lifeline: int, devices: Sequence[str]
+) -> "subprocess.Popen[bytes]":
     """One of the processes, with its part of the GPUs, or else of the cores. All but the first have no terminal; what
     they say on stderr goes to a file."""
     import subprocess
@@ -151,7 +154,6 @@ def _started(rank: int, count: int, words: Sequence[str], folder: Path, lifeline
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count))),
         "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0"),
     }
-    devices = gpus()
     if len(devices) >= count:
         part = slice(len(devices) * rank // count, len(devices) * (rank + 1) // count)
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices[part])

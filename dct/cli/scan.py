@@ -56,7 +56,7 @@ def scan(
 
         write_whole(output.out, (dumps(content, indent=1) + "\n").encode())
     if output.plot is not None:
-        from dct.heatmap import svg
+        from dct.plots.heatmap import svg
 
         title = f"non-linearity ratio at {options.share:g} of the residual norm"
         write_whole(output.plot, svg(content["nonlinear"], 1.0, pair, title).encode())
@@ -89,7 +89,7 @@ def _show(
     output: ScanOutputSettings,
     seconds: float,
 ) -> None:
-    from dct.heatmap import lines
+    from dct.plots.heatmap import lines
 
     for title, name, top in (
         ("written by the blocks, of what they carry on (full: 2 times)", "written", 2.0),
