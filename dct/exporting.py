@@ -6,8 +6,6 @@ An export is a folder that is there whole or not at all: the format's files, a c
 """
 
 import json
-import secrets
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -248,6 +246,9 @@ def _moved_away(folder: Path, replace: bool) -> Iterator[None]:
     Raises:
         DctError: what lies there is no export.
     """
+    import secrets
+    import shutil
+
     if not folder.is_dir() or not any(folder.iterdir()):
         yield
         return

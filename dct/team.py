@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STORE = "DCT_TEAM_STORE"
-"""Names the file through which processes of one machine meet; without it they meet as torchrun has it."""
-
 PATIENCE = 7
 """Days that a process waits for the others: one that has died is known at once, by its closed connection."""
 
@@ -151,8 +148,8 @@ def alone() -> Iterator[None]:
 def several() -> bool:
     """Whether the environment makes this process one of several: as torchrun, accelerate or `--processes` set it."""
     given = os.environ
-    known = "RANK" in given and (STORE in given or {"MASTER_ADDR", "MASTER_PORT"} <= set(given))
-    return known and given.get("WORLD_SIZE", "1").isdigit() and int(given.get("WORLD_SIZE", "1")) > 1
+    size = given.get("WORLD_SIZE", "1")
+    return {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(given) and size.isdigit() and int(size) > 1
 
 
 def follows() -> bool:
@@ -161,11 +158,24 @@ def follows() -> bool:
 
 
 @contextmanager
+def hosted() -> Iterator[dict[str, str]]:
+    """A place of this machine where the processes of a team meet, while the context lasts: the variables of the
+    environment that name it.
+
+    This process is the host, as torchrun's agent is: none of those that meet has to outlive the others.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    here = "127.0.0.1"
+    store = TCPStore(here, 0, is_master=True, wait_for_workers=False)
+    yield {"MASTER_ADDR": here, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+@contextmanager
 def joined() -> Iterator[Team]:
     """The team that the environment names, while the context lasts; the process by itself where it names none.
 
-    A process that torchrun or accelerate started takes the GPU of its local rank as `cuda`; any other one sees only its
-    own.
+    Of the GPUs that it sees a process takes the one of its local rank as `cuda`.
 
     Raises:
         DctError: the processes do not find each other.
@@ -177,19 +187,19 @@ def joined() -> Iterator[Team]:
     from datetime import timedelta
 
     import torch
+
+    # It binds the group of the day to its functions' defaults. Imported later (by torch.func), it would keep
+    # ours, with its threads, until the interpreter has ended: they abort the process.
+    import torch.distributed.nn
     from torch import distributed
 
     patience = timedelta(days=PATIENCE)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     team = Team(rank, size, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-    if STORE not in os.environ and torch.cuda.is_available():
+    if torch.cuda.is_available():
         torch.cuda.set_device(team.local_rank % torch.cuda.device_count())
     try:
-        if STORE in os.environ:
-            store = distributed.FileStore(os.environ[STORE], size)  # type: ignore[attr-defined]
-            distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
-        else:
-            distributed.init_process_group("gloo", timeout=patience)
+        distributed.init_process_group("gloo", timeout=patience)
     except (RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DctError(f"the {size} processes of this job do not find each other ({first})") from error

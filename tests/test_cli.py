@@ -735,8 +735,8 @@ def test_the_overview_says_what_the_commands_say(monkeypatch):
 
 @pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["steer", "--help"]])
 def test_help_answers_within_a_few_starts_of_the_interpreter(words):
-    """Processor time against that of an interpreter that does nothing, the median of five pairs. It is 3 for the
-    overview and 6 for a command where nothing else runs; the bound leaves room for what does.
+    """Processor time against that of an interpreter that does nothing, the least of seven of each. It is 3 for the
+    overview and 9 for a command on an idle machine, 10 and more beside other work; torch alone would make it 100.
     """
 
     def spent(*line: str) -> float:
@@ -747,8 +747,8 @@ def test_help_answers_within_a_few_starts_of_the_interpreter(words):
         return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
     spent("-m", "dct", *words)  # compiled once
-    ratios = sorted(spent("-m", "dct", *words) / spent("-c", "pass") for _ in range(5))
-    assert ratios[2] < 10
+    pairs = [(spent("-m", "dct", *words), spent("-c", "pass")) for _ in range(7)]
+    assert min(ours for ours, _ in pairs) / min(nothing for _, nothing in pairs) < 16
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])

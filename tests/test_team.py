@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ import dct
 from dct import team
 from dct.batching import in_batches
 from dct.errors import DctError
-from dct.team import STORE, Team
+from dct.team import Team, hosted
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 MEMBER = """
-import sys, torch
+import os, sys, torch
 torch.set_num_threads(1)
 from dct.team import current, joined
 out = sys.argv[1]
@@ -34,6 +33,9 @@ with joined() as mine:
     assert current() is mine
     work(mine, out)
 assert current().size == 1
+if sys.platform == "linux":  # none of the group's threads lives on: one that does aborts the process at its end
+    names = [open(f"/proc/self/task/{one}/comm").read() for one in os.listdir("/proc/self/task")]
+    assert not [name for name in names if "gloo" in name], names
 """
 
 FITS = """
@@ -60,19 +62,19 @@ def work(mine, out):
 """
 
 
-def environment(rank: int, size: int, store: Path) -> dict[str, str]:
+def environment(rank: int, size: int, place: dict[str, str]) -> dict[str, str]:
     """As `dct --processes` sets it."""
-    here = {"RANK": str(rank), "WORLD_SIZE": str(size), STORE: str(store), "OMP_NUM_THREADS": "1"}
+    here = {"RANK": str(rank), "WORLD_SIZE": str(size), **place, "OMP_NUM_THREADS": "1"}
     return {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", **here}
 
 
 def members(work: str, size: int, folder: Path, *, expected: int = 0) -> list[str]:
     """Runs `work(team, out)` in a team of so many processes; what each wrote to stderr."""
-    with tempfile.TemporaryDirectory() as meeting:
+    with hosted() as place:
         started = [
             subprocess.Popen(
                 [sys.executable, "-c", work + MEMBER, str(folder / "out.npz")],
-                env=environment(rank, size, Path(meeting) / "store"), stderr=subprocess.PIPE, text=True,
+                env=environment(rank, size, place), stderr=subprocess.PIPE, text=True,
             )
             for rank in range(size)
         ]  # fmt: skip

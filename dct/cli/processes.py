@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from dct.cli.streams import fail
 from dct.errors import DctError
 from dct.settings import WorkSettings
-from dct.team import STORE, follows, joined, several
+from dct.team import follows, hosted, joined, several
 
 if TYPE_CHECKING:
     import subprocess
@@ -33,6 +33,8 @@ GRACE = 8.0
 """Seconds that the other processes have to end by themselves once one has."""
 
 POLL = 0.1
+
+_watched_over = False
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def working(asked: WorkSettings | None, as_json: bool) -> Iterator[bool]:
 
 def watched() -> bool:
     """Whether this process is one that `run_processes` started."""
-    return STORE in os.environ
+    return _watched_over
 
 
 def run_processes(count: int, words: Sequence[str], as_json: bool) -> NoReturn:
@@ -81,10 +83,10 @@ def run_processes(count: int, words: Sequence[str], as_json: bool) -> NoReturn:
         raise DctError("`processes` does not work on Windows: leave it out, or use WSL")
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="dct-team-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dct-team-") as folder, hosted() as place:
         reading, writing = os.pipe()
         devices = gpus()
-        team = [_started(rank, count, words, Path(folder), reading, devices) for rank in range(count)]
+        team = [_started(rank, count, words, Path(folder), reading, place, devices) for rank in range(count)]
         os.close(reading)
         told: list[int] = []
 
@@ -111,9 +113,11 @@ def run_processes(count: int, words: Sequence[str], as_json: bool) -> NoReturn:
 
 def hold_on() -> None:
     """Ends this process once the one that started it has gone."""
+    global _watched_over
     descriptor = os.environ.pop(LIFELINE, None)
     if descriptor is None:
         return
+    _watched_over = True
 
     def wait() -> None:
         """Returns from reading when nobody can write any more."""
@@ -136,7 +140,13 @@ def gpus() -> list[str]:
 
 
 def _started(
-    rank: int, count: int, words: Sequence[str], folder: Path, lifeline: int, devices: Sequence[str]
+    rank: int,
+    count: int,
+    words: Sequence[str],
+    folder: Path,
+    lifeline: int,
+    place: Mapping[str, str],
+    devices: Sequence[str],
 ) -> "subprocess.Popen[bytes]":
     """One of the processes, with its part of the GPUs, or else of the cores. All but the first have no terminal; what
     they say on stderr goes to a file."""
@@ -145,11 +155,11 @@ def _started(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     variables = {
         **os.environ,
+        **place,
         "RANK": str(rank),
         "WORLD_SIZE": str(count),
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(count),
-        STORE: str(folder / "store"),
         LIFELINE: str(lifeline),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count))),
         "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0"),
