@@ -23,7 +23,7 @@ CLOSE, CLOSER = 0.9, 0.99
 ENOUGH = 0.9
 """Share of the true factors that is recovered up to the frontier."""
 
-BLINDED = 0.75
+BLINDED = 0.9
 """Share of the output space that all rounds together look away from, at most."""
 
 
@@ -64,7 +64,7 @@ class Cell:
 
 
 def plan(asked: PlantedSettings) -> list[Cell]:
-    """What there is to measure, the cheapest first; orthogonal factors are no more than the width, nor what qr learns."""
+    """What there is to measure, the cheapest first; without what orthogonal factors and qr have no room for."""
     cells = [
         Cell(kind, width, true, learned, asked.seed + k)
         for width in asked.widths
@@ -94,13 +94,14 @@ def measure(cell: Cell, asked: PlantedSettings, device: torch.device) -> dict[st
         orthogonalize=asked.orthogonalize,
         seed=cell.seed,
     )
-    if settings.scale is None:
+    scale = settings.scale
+    if scale is None:
         try:
-            settings = settings.changed(scale=found_scale(f, cell.width, settings))
+            scale = found_scale(f, cell.width, settings)
         except CalibrationError as error:
             raise CalibrationError(f"{cell}: {error}", error.curve) from None
-    V, info = _learned(f, settings, asked.rounds)
-    targets = f.targets(float(settings.scale))
+    V, info = _learned(f, settings.changed(scale=scale), asked.rounds)
+    targets = f.targets(scale)
     chance = random_directions(len(V), cell.width, cell.seed + 9).to(V.device)
     truth, truest = _closest(targets, V)
     return {
@@ -109,7 +110,7 @@ def measure(cell: Cell, asked: PlantedSettings, device: torch.device) -> dict[st
         "closer": float((truth > CLOSER).float().mean()),
         "of learned": float((truest > CLOSE).float().mean()),
         "chance": float(_closest(targets, chance)[0].mean()),
-        "scale": settings.scale,
+        "scale": scale,
         "settled": info["settled"],
         "device": device.type,
     }
@@ -221,11 +222,15 @@ def rows_of(results: list[tuple[Cell, dict[str, Any]]], asked: PlantedSettings) 
 
 
 def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each map, width and share of learned factors the greatest multiple of the width up to which enough factors
-    are recovered, at every number that was measured below it too; 0 where the first is already too many."""
+    """For each map, width and number of learned factors the greatest multiple of the width up to which enough factors
+    are recovered, at every number that was measured below it too; 0 where the first is already too many.
+
+    Fits of fewer factors than there are cannot recover them all, and have no frontier.
+    """
     found: dict[tuple[str, int, float], list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault((row["map"], row["width"], row["of true"]), []).append(row)
+        if row["of true"] >= ENOUGH:
+            found.setdefault((row["map"], row["width"], row["of true"]), []).append(row)
     return [
         {
             "map": kind,

@@ -71,7 +71,15 @@ SHARES = (
 )
 """Columns that are shares of one."""
 
-FORMATS = {"gain": "+.2f", "damage": ".3f", "mean |cos|": ".2f", "std |cos|": ".2f", "change of V": ".1g", "cosine": ".3f", "random": ".3f"}
+FORMATS = {
+    "gain": "+.2f",
+    "damage": ".3f",
+    "mean |cos|": ".2f",
+    "std |cos|": ".2f",
+    "change of V": ".1g",
+    "cosine": ".3f",
+    "random": ".3f",
+}
 """How other numbers are written; three digits where nothing is said."""
 
 
