@@ -164,7 +164,7 @@ def test_tables_files_and_figure(workplace):
 
 
 def test_the_same_command_goes_on_and_force_starts_over(workplace):
-    words = ["bench", "planted", *SMALL, "--kinds", "uniform"]
+    words = ["bench", "planted", *SMALL, "--maps", "uniform"]
     assert "4 measured now, 0 were on record" in ok(*words).output
     kept = {p.name: p.stat().st_mtime_ns for p in Path("runs/bench-planted/cells").iterdir()}
     assert "0 measured now, 4 were on record" in ok(*words).output
@@ -174,7 +174,7 @@ def test_the_same_command_goes_on_and_force_starts_over(workplace):
 
 
 def test_time_that_is_up_leaves_the_rest_for_later(workplace):
-    words = ["bench", "planted", *SMALL, "--kinds", "uniform"]
+    words = ["bench", "planted", *SMALL, "--maps", "uniform"]
     cut = as_json(*words, "--seconds", 1e-9)
     assert cut["left"] == 4
     assert cut["experiments"]["recovery"]["rows"] == []
@@ -182,7 +182,7 @@ def test_time_that_is_up_leaves_the_rest_for_later(workplace):
 
 
 def test_the_scale_can_be_given(workplace):
-    [row] = as_json("bench", "planted", *SMALL[:2], "--true", 1, "--learned", 1, "--kinds", "gated", "--scale", 3)[
+    [row] = as_json("bench", "planted", *SMALL[:2], "--true", 1, "--learned", 1, "--maps", "gated", "--scale", 3)[
         "experiments"
     ]["recovery"]["rows"]
     assert row["R"] == 3
@@ -191,11 +191,11 @@ def test_the_scale_can_be_given(workplace):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["planted", "--kinds", "cubic"], "unknown kind 'cubic' in --kinds: choose from orthogonal, uniform,"),
+        (["planted", "--maps", "cubic"], "unknown map 'cubic' in --maps: choose from orthogonal, uniform,"),
         (["planted", "--true", "0"], "--true are positive multiples with commas between, such as 1/4,1,2: got '0'"),
         (["planted", "--learned", "1/0"], "--learned are positive multiples"),
         (["planted", "--widths", "4"], "--widths are widths of 8 or more"),
-        (["planted", "--true", "2", "--kinds", "orthogonal"], "nothing to measure: orthogonal factors are no more"),
+        (["planted", "--true", "2", "--maps", "orthogonal"], "nothing to measure: orthogonal factors are no more"),
         (["planted", "--device", "abacus"], "unknown --device 'abacus'"),
         (["--seed", "1", "planted"], "--seed stands before planted: put options behind it (see `"),
         (["plantd"], "No such command 'plantd'"),

@@ -107,7 +107,7 @@ def value_of(p: Parameter) -> object:
         "widths": (16, 32),
         "true": (0.5, 8.0),
         "learned": (1.5,),
-        "kinds": ("gated", "noise"),
+        "maps": ("gated", "noise"),
         "memory": "2GB",
         "vector": ["3", "-4"],
         "rank": 5 if p.kind is int else [2, 1],

@@ -68,7 +68,7 @@ def plan(asked: PlantedSettings) -> list[Cell]:
     cells = [
         Cell(kind, width, true, learned, asked.seed + k)
         for width in asked.widths
-        for kind in asked.kinds
+        for kind in asked.maps
         for true in asked.true
         for learned in asked.learned
         for k in range(asked.networks)
@@ -190,11 +190,11 @@ def rows_of(results: list[tuple[Cell, dict[str, Any]]], asked: PlantedSettings) 
     """Means over networks, one row for each kind, width, number of true and of learned factors, in that order."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell, result in results:
-        place = (asked.kinds.index(cell.kind), cell.width, cell.true, cell.learned)
+        place = (asked.maps.index(cell.kind), cell.width, cell.true, cell.learned)
         found.setdefault(place, []).append(result)
     rows = []
     for (kind, width, true, learned), some in sorted(found.items()):
-        cell = Cell(asked.kinds[kind], width, true, learned, 0)
+        cell = Cell(asked.maps[kind], width, true, learned, 0)
 
         def mean(name: str, some: list[dict[str, Any]] = some) -> float:
             return statistics.fmean(float(one[name]) for one in some)
@@ -215,7 +215,7 @@ def rows_of(results: list[tuple[Cell, dict[str, Any]]], asked: PlantedSettings) 
                 "R": mean("scale"),
                 "settled": mean("settled"),
                 "seconds": mean("seconds"),
-                "maps": len(some),
+                "networks": len(some),
             }
         )
     return rows
@@ -273,6 +273,6 @@ def reports(results: list[tuple[Cell, dict[str, Any]]], asked: PlantedSettings) 
     ]
     limit = f"the greatest multiple of the width at which {ENOUGH:.0%} of the true factors are recovered; 0: none was"
     return [
-        Report("recovery", "Recovery", rows, [], notes, ("of width", "of true", "settled", "maps")),
+        Report("recovery", "Recovery", rows, [], notes, ("of width", "of true", "settled", "networks")),
         Report("frontier", "Frontier", frontier(rows), sentences, [limit]),
     ]

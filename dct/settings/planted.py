@@ -33,12 +33,12 @@ def widths_of(text: str) -> tuple[int, ...]:
     return found
 
 
-def kinds_of(text: str) -> tuple[str, ...]:
+def maps_of(text: str) -> tuple[str, ...]:
     """Kinds of maps as text has them, with commas between."""
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for one in found:
         if one not in KINDS:
-            raise UsageError(f"unknown kind {one!r} in `kinds`: choose from {', '.join(KINDS)}", argument="kinds")
+            raise UsageError(f"unknown map {one!r} in `maps`: choose from {', '.join(KINDS)}", argument="maps")
     return found
 
 
@@ -57,8 +57,8 @@ class PlantedSettings(Settings):
     learned: tuple[float, ...] = setting(
         (0.5, 1.0, 2.0), "Learned factors, as multiples of the true ones.", parse=multiples_of, first=True
     )
-    kinds: tuple[str, ...] = setting(KINDS, "Maps to fit.", parse=kinds_of, first=True)
-    networks: int = setting(1, "Maps of each kind and size to average over.", check=counted(), first=True)
+    maps: tuple[str, ...] = setting(KINDS, "Maps to fit.", parse=maps_of, first=True)
+    networks: int = setting(1, "Networks of each map and size to average over.", check=counted(), first=True)
     seconds: float | None = setting(
         None, "Begin no further fit after this time; the same command goes on later.", check=above_zero()
     )
