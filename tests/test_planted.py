@@ -122,7 +122,7 @@ def test_the_frontier_is_the_last_before_the_first_failure():
         return {"map": "m", "width": 8, "of width": of, "of true": learned, "> 0.9": share, "> 0.99": closer}
 
     table = [row(4, 0.95, 0.9), row(1, 0.95, 0.95), row(2, 0.9, 0.89), row(1, 0.5, 0.5, 0.5), row(1, 0.8, 0.7, 1.0)]
-    assert [(r["learned for a true one"], r["at > 0.9"], r["at > 0.99"]) for r in frontier(table)] == [
+    assert [(r["learned each"], r["at > 0.9"], r["at > 0.99"]) for r in frontier(table)] == [
         (2.0, 4, 1),
         (1.0, 0, 0),
     ]

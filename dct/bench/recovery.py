@@ -211,7 +211,7 @@ def rows_of(results: list[tuple[Cell, dict[str, Any]]], asked: PlantedSettings) 
                 "random": mean("chance"),
                 "> 0.9": mean("close"),
                 "> 0.99": mean("closer"),
-                "are true": mean("of learned"),
+                "hits": mean("of learned"),
                 "R": mean("scale"),
                 "settled": mean("settled"),
                 "seconds": mean("seconds"),
@@ -235,7 +235,7 @@ def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "map": kind,
             "width": width,
-            "learned for a true one": learned,
+            "learned each": learned,
             "at > 0.9": _last(some, "> 0.9"),
             "at > 0.99": _last(some, "> 0.99"),
             "measured to": max(row["of width"] for row in some),
@@ -259,20 +259,24 @@ def reports(results: list[tuple[Cell, dict[str, Any]]], asked: PlantedSettings) 
     notes = [
         "cosine: of each true factor with the closest learned one, the mean, signs count; random: with as many random "
         "directions instead",
-        "> 0.9, > 0.99: share of the true factors whose cosine is; are true: share of the learned ones with one > 0.9",
+        "> 0.9, > 0.99: share of the true factors whose cosine is; hits: share of the learned ones with one > 0.9",
     ]
     lines: dict[tuple[int, float], list[str]] = {}
     for row in frontier(rows):
         reached = row["at > 0.9"]
         more = " or more" if reached == row["measured to"] else ""
-        lines.setdefault((row["width"], row["learned for a true one"]), []).append(f"{row['map']} {reached:g}{more}")
+        lines.setdefault((row["width"], row["learned each"]), []).append(f"{row['map']} {reached:g}{more}")
     sentences = [
         f"width {width}, {learned:g} learned for a true one; {ENOUGH:.0%} are recovered up to so many times the width: "
         + ", ".join(words)
         for (width, learned), words in lines.items()
     ]
-    limit = f"the greatest multiple of the width at which {ENOUGH:.0%} of the true factors are recovered; 0: none was"
+    limit = (
+        f"the greatest multiple of the width up to which {ENOUGH:.0%} of the true factors are recovered, at either "
+        "cosine; 0: none that was measured; learned each: factors learned for each true one"
+    )
+    hidden = ["of width", "of true", "settled", "seconds", "networks", *(["width"] if len(asked.widths) == 1 else [])]
     return [
-        Report("recovery", "Recovery", rows, [], notes, ("of width", "of true", "settled", "networks")),
+        Report("recovery", "Recovery", rows, [], notes, hidden),
         Report("frontier", "Frontier", frontier(rows), sentences, [limit]),
     ]

@@ -66,7 +66,7 @@ SHARES = (
     "none whole",
     "> 0.9",
     "> 0.99",
-    "are true",
+    "hits",
     "settled",
 )
 """Columns that are shares of one."""
