@@ -118,3 +118,32 @@ def resemblances(found: Mapping[str, Any], best: str) -> list[Named]:
             plot.dots(list(zip(layers, mine, strict=True)))
         made.append((title, plot))
     return made
+
+
+ROOM = 2.0
+"""How far beyond its last point the axis of a plot goes that has words there, as a factor."""
+
+
+def recovery(rows: Sequence[Mapping[str, Any]]) -> list[Named]:
+    """Share of planted factors that are recovered, by their number as a multiple of the width: a plot for each map and
+    width, in it a line for each number of learned factors for a true one."""
+    found: dict[tuple[str, int], dict[float, list[tuple[float, float]]]] = {}
+    for row in rows:
+        lines = found.setdefault((row["map"], row["width"]), {})
+        lines.setdefault(row["of true"], []).append((row["of width"], row["> 0.9"]))
+    made = []
+    for (kind, width), lines in found.items():
+        places = [at for points in lines.values() for at, _ in points]
+        x = Axis("true factors / width", min(places) / 1.15, max(places) * ROOM, log=True)
+        says = "share of true factors with a cosine above 0.9 to a learned one; the level is 90%"
+        plot = Plot(x, Axis("recovered", 0.0, 1.05, share=True), says)
+        plot.level(0.9, "")
+        above = -1.0
+        for learned, points in sorted(lines.items(), key=lambda item: item[1][-1][1]):
+            plot.line(points)
+            told = [f"{learned:g} learned for a true one, {at:g} times the width: {share:.0%}" for at, share in points]
+            plot.dots(points, "", told)
+            above = max(points[-1][1], above + 0.085)  # words keep apart
+            plot.beside(points[-1][0], above, f"{learned:g} learned")
+        made.append((f"{kind}, width {width}", plot))
+    return made

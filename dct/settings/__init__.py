@@ -33,12 +33,14 @@ from dct.settings.output import (
     FitOutputSettings,
     JudgeOutputSettings,
     OutputSettings,
+    PlantedOutputSettings,
     RankOutputSettings,
     ReportOutputSettings,
     RunOutputSettings,
     ScanOutputSettings,
     SteerOutputSettings,
 )
+from dct.settings.planted import PlantedSettings
 from dct.settings.scan import ScanSettings
 from dct.settings.use import (
     AblateSettings,
@@ -85,6 +87,8 @@ __all__ = [
     "LayerSettings",
     "ModelSettings",
     "OutputSettings",
+    "PlantedOutputSettings",
+    "PlantedSettings",
     "PromptSettings",
     "RankOutputSettings",
     "RankPromptSettings",

@@ -116,6 +116,16 @@ class BenchOutputSettings(OutputSettings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
+class PlantedOutputSettings(OutputSettings):
+    """Where the recovery of planted factors goes."""
+
+    command: ClassVar[str] = "planted"
+
+    out: Path = setting(Path("runs/bench-planted"), "Results folder.")
+    force: bool = setting(False, "Measure again what is on record.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
 class DemoOutputSettings(OutputSettings):
     """Where the tour goes."""
 
