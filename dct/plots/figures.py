@@ -118,3 +118,29 @@ def resemblances(found: Mapping[str, Any], best: str) -> list[Named]:
             plot.dots(list(zip(layers, mine, strict=True)))
         made.append((title, plot))
     return made
+
+
+def spectrum(content: Mapping[str, Any]) -> Named | None:
+    """Signed eigenvalues of an output's interactions, with the edge of a random matrix of the same norm; of terms, how
+    much each leaves out. None where there are fewer than two."""
+    if content.get("terms"):
+        left = [(float(k), one["left"]) for k, one in enumerate(content["terms"], start=1)]
+        if len(left) < 2:
+            return None
+        x, y = Axis("terms", 1.0, float(len(left))), Axis("left out", 0.0, 1.0, share=True)
+        return "How many terms?", curve(left, x, y, "relative error of the reconstruction by number of terms", None)
+    values = sorted(content.get("values") or [], reverse=True)
+    if len(values) < 2:
+        return None
+    edge, other = content["chance"]["edge"], sorted(content["random_output"]["values"], reverse=True)
+    says = (
+        f"signed eigenvalues of what acts together on {content['output']}; dashed, those of a random output; level, "
+        "the largest of a random matrix of the same norm"
+    )
+    y = Axis.over([*values, *other, edge, -edge], "eigenvalue")
+    plot = Plot(Axis("eigenvector, by eigenvalue", 1.0, float(len(values))), y, says)
+    plot.line([(float(k), v) for k, v in enumerate(other, start=1)], "random")
+    plot.dots([(float(k), v) for k, v in enumerate(values, start=1)])
+    plot.level(edge, "random matrix")
+    plot.level(-edge, "")
+    return f"What acts together on {content['output']}?", plot

@@ -37,9 +37,11 @@ from dct.settings.output import (
     ReportOutputSettings,
     RunOutputSettings,
     ScanOutputSettings,
+    SpectrumOutputSettings,
     SteerOutputSettings,
 )
 from dct.settings.scan import ScanSettings
+from dct.settings.spectrum import SpectrumSettings
 from dct.settings.use import (
     AblateSettings,
     BenchSettings,
@@ -101,6 +103,8 @@ __all__ = [
     "SelectSettings",
     "ServeSettings",
     "SliceSettings",
+    "SpectrumOutputSettings",
+    "SpectrumSettings",
     "SteerOutputSettings",
     "SteerSettings",
     "TaskSettings",
