@@ -30,7 +30,7 @@ def save_eigenvectors(
     They have no sense: (-q)'Q(-q) = q'Qq.
 
     Raises:
-        DctError: the folder holds a run already, or cannot be written.
+        DctError: the folder cannot be written.
     """
     d = Derivatives(slice_, slice_.dim, batch=batch, dtype=slice_.dtype)
     V = found.vectors.float().cpu()

@@ -6,6 +6,7 @@ from typing import Any
 from dct import plainjson
 from dct.factors import Factors
 from dct.runs import Run
+from dct.schema import Listing, OrNull, Record, number, one_of, text, whole
 from dct.writing import write_whole
 
 NAME = "spectrum.json"
@@ -14,6 +15,23 @@ FORMAT = "dct spectrum 1"
 
 TERMS = "terms"
 """What the decomposition without an output is filed under."""
+
+SPECTRUM = Record(
+    needed={
+        "output": text(1),
+        "values": Listing(number(), least=1),
+        "rank": OrNull(whole(1)),
+        "correlation": number(0, 1),
+        "chance": Record(needed={"edge": number(0), "rank": whole(1)}),
+        "random_output": Record(needed={"values": Listing(number())}),
+    }
+)
+"""What is drawn of an output's spectrum."""
+
+DECOMPOSITION = Record(needed={"terms": Listing(Record(needed={"left": number(0), "sigma": number(0)}))})
+"""The same of the terms without an output."""
+
+FILE = Record(needed={"format": one_of(FORMAT), "factors": text(1), "spectra": Record()})
 
 
 def keep(run: Run, factors: Factors, content: dict[str, Any]) -> Path:
@@ -34,7 +52,10 @@ def kept(run: Run, factors: Factors) -> dict[str, Any]:
         content = plainjson.loads((run.folder / NAME).read_bytes())
     except (OSError, ValueError):
         return {}
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("factors") != factors.digest:
+    if FILE.wrong(content, "") is not None or content["factors"] != factors.digest:
         return {}
-    spectra = content.get("spectra")
-    return dict(spectra) if isinstance(spectra, dict) else {}
+    found = {}
+    for output, one in content["spectra"].items():
+        if (DECOMPOSITION if output == TERMS else SPECTRUM).wrong(one, "") is None:
+            found[output] = one
+    return found

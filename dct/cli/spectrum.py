@@ -10,7 +10,7 @@ from dct.cli.spectrumtables import show_spectrum, show_terms
 from dct.cli.spectrumwork import Work
 from dct.cli.terminal import Terminal, command
 from dct.cli.work import RUN_HELP, open_run
-from dct.errors import UsageError
+from dct.errors import DctError, UsageError
 from dct.settings import RunModelSettings, SpectrumOutputSettings, SpectrumSettings
 
 
@@ -51,10 +51,14 @@ def _check(options: SpectrumSettings, output: SpectrumOutputSettings) -> None:
     """Refuses, before any work, what does not go together.
 
     Raises:
-        UsageError: two outputs; eigenvectors to be written where there is none.
+        UsageError, DctError: two outputs; eigenvectors to be written where there is none, or where a run is.
     """
+    from dct.runs import FACTORS
+
     check_plot(output.plot)
     if options.vector is not None and options.token is not None:
         raise UsageError("give one output: `vector` or `token`", argument="token")
     if output.out is not None and options.vector is None and options.token is None:
         raise UsageError("`out` takes the eigenvectors of one output: add `vector` or `token`", argument="out")
+    if output.out is not None and (output.out / FACTORS).exists():
+        raise DctError(f"{output.out} holds a run already: name another folder as `out`")

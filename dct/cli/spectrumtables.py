@@ -22,13 +22,13 @@ def show_spectrum(terminal: Terminal, content: dict[str, Any], kept: str) -> Non
         terminal.plot(bars([one["at_R"] for one in content["eigenvectors"]]))
     agreement, bound = content["agreement"], content["correlation"]
     random, own = agreement["random"], agreement["vectors"]
-    count, dim = len(content["eigenvectors"]), content["chance"]["rank"]
+    count, dim = len(content["values"]), content["chance"]["rank"]
     edge = abs(content["values"][0]) / content["chance"]["edge"]
     rows = [
         (
             "rank",
-            f"{_rank(content['rank'], count)} of the eigenvectors tell the whole form to a correlation of {bound:g}; a "
-            f"random output needs {_rank(content['random_output']['rank'], count)}, a random matrix {dim}",
+            f"{_rank(content['rank'], count)}: so many eigenvectors tell the whole form to a correlation of {bound:g}; "
+            f"of a random output {_rank(content['random_output']['rank'], count)}, of a random matrix {dim}",
         ),
         (
             "strongest",
@@ -38,7 +38,7 @@ def show_spectrum(terminal: Terminal, content: dict[str, Any], kept: str) -> Non
         ("form", f"tells the even part of the true response to {_both(random, own, 'whole')}"),
         ("response", f"first order tells it to {_both(random, own, 'linear')}, with the form to "
          f"{_both(random, own, 'second')}; its even part is {random['share']:.0%} and {own['share']:.0%} of it"),
-        ("found", f"{content['products']} products in all{'' if content['exact'] else ' (Lanczos)'}, largest residual "
+        ("found", f"{content['products']} products{'' if content['exact'] else ' (Lanczos)'}, largest residual "
          f"{max(one['residual'] for one in content['eigenvectors']):.1e}; {human_seconds(content['seconds'])}"),
         ("points to", escape(" ".join(content["causes"]["more"]) or "nothing")),
         ("kept", escape(kept)),

@@ -133,9 +133,10 @@ def spectrum(content: Mapping[str, Any]) -> Named | None:
     if len(values) < 2:
         return None
     edge, other = content["chance"]["edge"], sorted(content["random_output"]["values"], reverse=True)
+    rank, chance = content["rank"] or f"more than {len(values)}", content["chance"]["rank"]
     says = (
-        f"signed eigenvalues of what acts together on {content['output']}; dashed, those of a random output; level, "
-        "the largest of a random matrix of the same norm"
+        f"{rank} eigenvectors tell it to {content['correlation']:g}, of a random matrix {chance}; signed eigenvalues; "
+        "dashed, those of a random output; level, the largest of a random matrix of the same norm"
     )
     y = Axis.over([*values, *other, edge, -edge], "eigenvalue")
     plot = Plot(Axis("eigenvector, by eigenvalue", 1.0, float(len(values))), y, says)
