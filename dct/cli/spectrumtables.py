@@ -80,7 +80,7 @@ def show_terms(terminal: Terminal, content: dict[str, Any], kept: str) -> None:
     table = titled(f"second derivatives of layers {content['source']} to {content['target']}")
     for heading in ("", "σ", "left out", "rank"):
         table.add_column(heading, justify="right")
-    for heading in ("points to", "first pair of inputs, + and −"):
+    for heading in ("points to", "first input makes likelier, + / −"):
         table.add_column(heading, ratio=1)
     for k, one in enumerate(content["terms"]):
         first = one["inputs"][0]
