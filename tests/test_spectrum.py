@@ -332,6 +332,7 @@ def test_the_command_on_a_vector(fitted, workplace):
         assert one["even"] == pytest.approx(float(plus + minus) / 2, rel=1e-3, abs=1e-5)
         assert one["own"] == pytest.approx(float(q @ factors.V[3]), abs=1e-4)
     assert "vector 3" in (workplace / "s.svg").read_text()
+    assert run("verify", "eigen").exit_code == 0  # what they cause, and how strongly
     assert run("rank", "eigen", "--screen-only", "--n", 1).exit_code == 0
     done = run("report", fitted, "--out", "page.html")
     assert "What acts together on vector 3?" in (workplace / "page.html").read_text()
