@@ -40,6 +40,7 @@ COMMANDS = [
         "chat",
         "serve",
         "judge",
+        "spectrum",
         "ablate",
         "export",
         "bench",

@@ -147,3 +147,30 @@ def recovery(rows: Sequence[Mapping[str, Any]]) -> list[Named]:
             plot.beside(points[-1][0], above, f"{learned:g} learned")
         made.append((f"{kind}, width {width}", plot))
     return made
+
+
+def spectrum(content: Mapping[str, Any]) -> Named | None:
+    """Signed eigenvalues of an output's interactions, with the edge of a random matrix of the same norm; of terms, how
+    much each leaves out. None where there are fewer than two."""
+    if content.get("terms"):
+        left = [(float(k), one["left"]) for k, one in enumerate(content["terms"], start=1)]
+        if len(left) < 2:
+            return None
+        x, y = Axis("terms", 1.0, float(len(left))), Axis("left out", 0.0, 1.0, share=True)
+        return "How many terms?", curve(left, x, y, "relative error of the reconstruction by number of terms", None)
+    values = sorted(content.get("values") or [], reverse=True)
+    if len(values) < 2:
+        return None
+    edge, other = content["chance"]["edge"], sorted(content["random_output"]["values"], reverse=True)
+    rank, chance = content["rank"] or f"more than {len(values)}", content["chance"]["rank"]
+    says = (
+        f"{rank} eigenvectors tell it to {content['correlation']:g}, of a random matrix {chance}; signed eigenvalues; "
+        "dashed, those of a random output; level, the largest of a random matrix of the same norm"
+    )
+    y = Axis.over([*values, *other, edge, -edge], "eigenvalue")
+    plot = Plot(Axis("eigenvector, by eigenvalue", 1.0, float(len(values))), y, says)
+    plot.line([(float(k), v) for k, v in enumerate(other, start=1)], "random")
+    plot.dots([(float(k), v) for k, v in enumerate(values, start=1)])
+    plot.level(edge, "random matrix")
+    plot.level(-edge, "")
+    return f"What acts together on {content['output']}?", plot

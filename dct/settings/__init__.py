@@ -38,10 +38,12 @@ from dct.settings.output import (
     ReportOutputSettings,
     RunOutputSettings,
     ScanOutputSettings,
+    SpectrumOutputSettings,
     SteerOutputSettings,
 )
 from dct.settings.planted import PlantedSettings
 from dct.settings.scan import ScanSettings
+from dct.settings.spectrum import SpectrumSettings
 from dct.settings.use import (
     AblateSettings,
     BenchSettings,
@@ -105,6 +107,8 @@ __all__ = [
     "SelectSettings",
     "ServeSettings",
     "SliceSettings",
+    "SpectrumOutputSettings",
+    "SpectrumSettings",
     "SteerOutputSettings",
     "SteerSettings",
     "TaskSettings",

@@ -142,3 +142,13 @@ class ScanOutputSettings(OutputSettings):
 
     out: Path = setting(Path("scan.json"), "The scan; one that was cut goes on from this file.")
     plot: Path | None = setting(None, "Also draw it into this SVG file.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SpectrumOutputSettings(RunOutputSettings):
+    """Where a spectrum goes."""
+
+    command: ClassVar[str] = "spectrum"
+
+    out: Path | None = setting(None, "Also write the eigenvectors as a run to this folder: rank and steer take it.")
+    plot: Path | None = setting(None, PICTURE)
