@@ -105,7 +105,7 @@ def value_of(p: Parameter) -> object:
         "processes": 2,
         "scales": (0.5, 2.0),
         "memory": "2GB",
-        "vector": ["3", "-4"] if p.kind == list[str] else "3",
+        "vector": ["3", "-4"] if p.kind == list[str] | None else "3",
         "rank": 5 if p.kind is int else [2, 1],
         "prompt": ["How?", "Why? `x`"],
         "method_options": {"p": 4.0},
