@@ -109,7 +109,7 @@ def value_of(p: Parameter) -> object:
         "learned": (1.5,),
         "maps": ("gated", "noise"),
         "memory": "2GB",
-        "vector": ["3", "-4"] if p.kind == list[str] else "3",
+        "vector": ["3", "-4"] if p.kind == list[str] | None else "3",
         "rank": 5 if p.kind is int else [2, 1],
         "prompt": ["How?", "Why? `x`"],
         "method_options": {"p": 4.0},
