@@ -21,7 +21,7 @@ def spectrum(
     output: SpectrumOutputSettings,
     run: Annotated[Path | None, argument(RUN_HELP)] = None,
 ) -> None:
-    """Take a slice's second derivatives apart: which input directions act together on an output.
+    """Show which input directions act together on an output: eigenvectors of a slice's second derivatives.
 
     The output is what a vector causes (--vector 17) or a word (--token Sure); without one, the outputs are found too.
     """
