@@ -196,6 +196,7 @@ def test_the_scale_can_be_given(workplace):
         (["planted", "--learned", "1/0"], "--learned are positive multiples"),
         (["planted", "--widths", "4"], "--widths are widths of 8 or more"),
         (["planted", "--true", "2", "--maps", "orthogonal"], "nothing to measure: orthogonal factors are no more"),
+        (["planted", "--learned", "1e6"], "--learned and --true make 1,024,000,000 factors: at most 1,000,000"),
         (["planted", "--device", "abacus"], "unknown --device 'abacus'"),
         (["--seed", "1", "planted"], "--seed stands before planted: put options behind it (see `"),
         (["plantd"], "No such command 'plantd'"),

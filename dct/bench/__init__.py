@@ -10,6 +10,7 @@ The files, in the order in which they are used:
 - `runner`: runs what is not on record yet.
 - `report`: tables as CSV, JSON and Markdown.
 - `figures`: a figure for each experiment; the only file that needs matplotlib.
+- `planted`, `recovery`: a benchmark of its own, of maps whose factors are known: the maps, and how many come back.
 
 Nothing here prints.
 """

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dct.cli.reports import clock, show
 from dct.cli.terminal import Terminal, command, escape
+from dct.declaration import MANY
 from dct.errors import InterruptedWorkError, UsageError
 from dct.settings import PlantedOutputSettings, PlantedSettings
 
@@ -32,10 +33,14 @@ def planted(options: PlantedSettings, output: PlantedOutputSettings) -> None:
     device = device_of(options.device)
     if device.type == "mps":
         raise UsageError("planted maps are made on cpu or cuda: pass `device` cpu", argument="device")
-    if not plan(options):
+    cells = plan(options)
+    if not cells:
         raise UsageError(
             "nothing to measure: orthogonal factors are no more than the width, and qr learns no more", argument="true"
         )
+    most = max(max(cell.planted, cell.wanted) for cell in cells)
+    if most > MANY:
+        raise UsageError(f"`learned` and `true` make {most:,} factors: at most {MANY:,}", argument="learned")
     with held(output.out):
         content = _measured(terminal, options, output, device)
     terminal.result(content)
