@@ -125,8 +125,11 @@ def default_calibration(
     where it has one of those, so that factors do not drown the stream that they change; but nowhere so small that the
     ratio is below 0.25, where the map has nearly become linear.
 
+    A map that names another one as that whose streams bear its vectors (`scaled_by`) gets the scale of that one.
+
     Args and errors as in `calibrate`.
     """
+    f = getattr(f, "scaled_by", f)
     if ratio is not None:
         return calibrate(f, dim, ratio, seed=seed, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
     d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
