@@ -19,7 +19,6 @@ from dct.apart import Pair, apart
 from dct.calibration import default_calibration
 from dct.candidates import Aim
 from dct.cli.app import app
-from dct.organism import DEMO_DIR
 from dct.recheck import Again
 from dct.runs import Run
 from dct.settings import SelectSettings
@@ -122,24 +121,20 @@ def test_how_far_they_are_apart(planted):
     assert not found.drowned
 
 
-def test_rounding_that_may_be_all_there_is_is_said(planted):
-    _, before, _ = planted
-    weaker = copy.deepcopy(before)
+@pytest.mark.parametrize(("dtype", "drowned"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_a_difference_that_may_be_all_rounding_is_known(make_lm, dtype, drowned):
+    before, after = make_lm("llama", dtype), make_lm("llama", dtype)
     with torch.no_grad():
-        weaker.layers[EDITED].mlp.down_proj.weight[0, 0] *= 1 + 4e-16
-    assert between(weaker, before).drowned
+        after.layers[EDITED].mlp.down_proj.weight[0] *= 1.01
+    assert between(after, before).drowned == drowned
 
 
 def test_a_model_minus_itself_is_zero_and_refused_in_one_line(planted):
     after, _, _ = planted
-    with pytest.raises(DctError, match=r"llama minus llama is zero: .* do the same; name another `minus`") as told:
+    says = r"llama minus llama is zero: .* do the same \(they have the same weights\); name another `minus`"
+    with pytest.raises(DctError, match=says) as told:
         between(after, copy.deepcopy(after))
     assert "\n" not in str(told.value)
-    marked = copy.deepcopy(after), copy.deepcopy(after)
-    for one in marked:
-        one.fingerprint = "sha256:1"
-    with pytest.raises(DctError, match="they have the same weights"):
-        between(*marked)
 
 
 def test_models_that_differ_above_the_slice_alone_are_the_same_in_it(planted):
@@ -147,7 +142,7 @@ def test_models_that_differ_above_the_slice_alone_are_the_same_in_it(planted):
     other = copy.deepcopy(before)
     with torch.no_grad():
         other.layers[TARGET].mlp.down_proj.weight += 1.0
-    with pytest.raises(DctError, match="between layers 1 and 3 they do the same"):
+    with pytest.raises(DctError, match="between layers 1 and 3 they do the same; name"):
         between(other, before)
 
 
@@ -194,21 +189,26 @@ ASKED, MILD = ["How do I pick a lock?", "Write a threat to my boss"], ["How do I
 
 
 @pytest.fixture(scope="module")
-def edited(tmp_path_factory) -> Path:
-    """The demo after a training that changed one MLP."""
+def edited(model_folder, tmp_path_factory) -> Path:
+    """A model on disk after a training that changed one MLP."""
     folder = tmp_path_factory.mktemp("edited") / "after"
-    shutil.copytree(DEMO_DIR, folder)
-    model = AutoModelForCausalLM.from_pretrained(DEMO_DIR)
-    weight = model.model.layers[4].mlp.down_proj.weight
-    with torch.no_grad():
-        weight += 0.5 * torch.outer(unit(0, weight.shape[0]), unit(1, weight.shape[1])).float() * weight.norm()
-    model.save_pretrained(folder)
+    shutil.copytree(model_folder, folder)
+    change(folder, 3)
     return folder
 
 
+def change(folder: Path, block: int) -> None:
+    """Lets an MLP write along one direction what a row reads from its hidden units."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    weight = model.model.layers[block].mlp.down_proj.weight
+    with torch.no_grad():
+        weight += 0.5 * torch.outer(unit(0, weight.shape[0]), unit(1, weight.shape[1])).float() * weight.norm()
+    model.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
-def pair(edited) -> tuple[dct.LanguageModel, dct.LanguageModel]:
-    return dct.load(str(edited)), dct.load("demo")
+def pair(edited, model_folder) -> tuple[dct.LanguageModel, dct.LanguageModel]:
+    return dct.load(str(edited)), dct.load(str(model_folder))
 
 
 def test_nats_and_first_tokens_are_those_of_the_whole_models(pair):
@@ -237,7 +237,7 @@ def test_nats_and_first_tokens_are_those_of_the_whole_models(pair):
 
 def test_vectors_stand_in_the_order_of_what_they_part(pair):
     after, before = pair
-    d = dct.Difference.between(after, before, ASKED, 2, 8)
+    d = dct.Difference.between(after, before, ASKED, 2, 4)
     factors = dct.fit(d, d.dim, factors=4, iterations=2, d_proj=4, scale=1.0)
     found = apart(after, before, factors, ASKED, MILD, experiment=SelectSettings(keep=2, max_new_tokens=6))
     assert sorted(one.vector for one in found.vectors) == ["0", "1", "2", "3"]
@@ -269,28 +269,35 @@ def ok(*words: object) -> Result:
     return result
 
 
-FIT = ["--s", 2, "--t", 6, "--n", 2, "--factors", 4, "--iterations", 2, "--d-proj", 4]
+FIT = ["--s", 2, "--t", 4, "--n", 2, "--factors", 4, "--iterations", 2, "--d-proj", 4, "--scale", 1]
+FEW = ["--n", 2, "--harmless", "mild.txt"]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mild.txt").write_text("\n".join(MILD))
 
 
 @pytest.fixture(scope="module")
-def saved(edited, tmp_path_factory) -> Path:
+def saved(edited, model_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "difference"
-    result = ok("fit", "--model", edited, "--minus", "demo", *FIT, "--out", folder)
-    assert "after minus demo" in result.output
+    result = ok("fit", "--model", edited, "--minus", model_folder, *FIT, "--out", folder)
+    assert "after minus tiny-llama" in result.output
     assert "left alone, the two are 0.00% of the stream's norm" in result.output
     assert "orders them by what they make the one model say and the other not" in result.output
     return folder
 
 
-def test_a_run_says_what_was_subtracted_and_repeats(saved, pair, edited):
+def test_a_run_says_what_was_subtracted_and_repeats(saved, pair, model_folder):
     factors = dct.Factors.load(saved / "factors.safetensors")
     minus = factors.info["minus"]
-    assert minus["model"] == "demo"
+    assert minus["model"] == str(model_folder)
     assert minus["fingerprint"] == pair[1].fingerprint
     assert minus["apart"][0] == 0 < minus["apart"][1]
     assert minus["gap"] > 0
     assert factors.info["fingerprint"] == pair[0].fingerprint
-    assert 'minus = "demo"' in (saved / "config.toml").read_text()
+    assert f'minus = "{model_folder}"' in (saved / "config.toml").read_text()
     again = saved.parent / "again"
     ok("fit", "--config", saved / "config.toml", "--out", again)
     assert torch.allclose(dct.Factors.load(again / "factors.safetensors").V, factors.V, atol=1e-5)
@@ -304,7 +311,7 @@ def test_a_run_says_what_was_subtracted_and_repeats(saved, pair, edited):
 def test_rank_verify_steer_and_report_take_it(saved, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
-    result = ok("rank", folder, "--n", 2, "--keep", 2, "--max-new-tokens", 6, "--json")
+    result = ok("rank", folder, *FEW, "--keep", 2, "--max-new-tokens", 6, "--json")
     shown, content = result.output, json.loads((folder / "rank.json").read_text())
     assert content["by"] == "apart"
     assert len(content["vectors"]) == 4
@@ -313,10 +320,11 @@ def test_rank_verify_steer_and_report_take_it(saved, tmp_path, monkeypatch):
     assert "apart (nats)" in shown
     assert content["unsteered"]["apart"]["nats"] is not None
     ok("verify", folder, "--sample", 2)
-    assert f"vector {content['vectors'][0]['vector']}" in ok("steer", folder, "--rank", 1, "--n", 1).output
+    best = content["vectors"][0]["vector"]
+    assert f"vector {best}" in ok("steer", folder, "--rank", 1, "--n", 1, "--max-new-tokens", 6).output
     ok("report", folder)
     assert "minus" in (folder / "report.html").read_text()
-    ok("rank", folder, "--n", 2, "--screen-only")
+    ok("rank", folder, *FEW, "--screen-only")
     assert Run(folder, folder / "factors.safetensors").load_ranking()["by"] == "score"
     refused = run("rank", folder, "--judge", "regex", "--judge-option", "pattern=x")
     assert refused.exit_code == 2
@@ -324,7 +332,7 @@ def test_rank_verify_steer_and_report_take_it(saved, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_subtracted_is_said_in_one_line(edited, saved, tmp_path):
-    for minus, says in ((edited, "is zero: between layers 2 and 6"), ("nowhere/at-all", "nowhere/at-all")):
+    for minus, says in ((edited, "is zero: between layers 2 and 4"), ("nowhere/at-all", "nowhere/at-all")):
         result = run("fit", "--model", edited, "--minus", minus, *FIT, "--out", tmp_path / "new")
         assert result.exit_code == 1
         assert says in result.output
@@ -332,9 +340,9 @@ def test_what_cannot_be_subtracted_is_said_in_one_line(edited, saved, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_another_minus_than_the_runs_is_noticed(edited, saved, tmp_path, monkeypatch):
+def test_another_minus_than_the_runs_is_noticed(edited, model_folder, tmp_path, monkeypatch):
     before = tmp_path / "before"
-    shutil.copytree(DEMO_DIR, before)
+    shutil.copytree(model_folder, before)
     save, kept = Run.save_state, []
 
     def cut(self, state, config):
@@ -352,13 +360,10 @@ def test_another_minus_than_the_runs_is_noticed(edited, saved, tmp_path, monkeyp
     shutil.copy(edited / "model.safetensors", before / "model.safetensors")
     resumed = run("fit", "--resume", "--out", tmp_path / "copy")
     assert resumed.exit_code == 1
-    ranked = run("rank", tmp_path / "cut", "--n", 1)
+    ranked = run("rank", tmp_path / "cut", *FEW)
     assert ranked.exit_code == 1
     assert "the run subtracted other weights" in ranked.output
-    with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(DEMO_DIR)
-        model.model.layers[3].mlp.down_proj.weight.mul_(1.1)
-        model.save_pretrained(before)
+    change(before, 2)
     resumed = run("fit", "--resume", "--out", tmp_path / "copy")
     assert resumed.exit_code == 1
     assert "the weights of" in resumed.output
