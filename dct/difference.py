@@ -29,7 +29,7 @@ class Difference:
     """D(theta) = Delta_A(theta) - Delta_B(theta): what adding theta at `source` does to A at `target` beyond what it
     does to B. Each model is read on its own unsteered stream, on the same tokens, with the same mean over them.
 
-    The vectors are meant for A: its streams say what they bear, so the scale is calibrated on its slice.
+    The vectors are meant for A, whose streams say what they bear: a calibrated scale is no larger than A's own.
 
     Args:
         slice_: that of A.
@@ -50,7 +50,7 @@ class Difference:
         own, other = ((s.ids, s.source, s.target, s.target_counts) for s in (slice_, minus))
         if own != other:
             raise DctError("a difference is of two slices of the same tokens and layers: use `Difference.between`")
-        self.scaled_by = slice_
+        self.borne_by = slice_
         self.apart = [
             _apart(slice_.rows.entering(), minus.rows.entering()),
             _apart(slice_.unsteered, minus.unsteered),

@@ -92,8 +92,7 @@ class Again:
         checks = [_number("residual norm", slice_.residual_norm, info["residual_norm"], self.allowed)]
         calibrated = (info.get("calibration") or {}).get("ratio")
         if calibrated:
-            bears = getattr(slice_, "scaled_by", slice_)
-            [(_, ratio)] = nonlinearity(bears, slice_.dim, [self.factors.scale], seed=info.get("seed", 0))
+            [(_, ratio)] = nonlinearity(slice_, slice_.dim, [self.factors.scale], seed=info.get("seed", 0))
             checks.append(_number("non-linearity at R", ratio, calibrated, self.allowed))
         how = method(info["method"])
         chosen = sorted(random.Random(self.seed).sample(range(len(self.factors)), min(self.sample, len(self.factors))))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import dct
 from dct import DctError
 from dct.apart import Pair, apart
-from dct.calibration import default_calibration
+from dct.calibration import default_calibration, nonlinearity
 from dct.candidates import Aim
 from dct.cli.app import app
 from dct.recheck import Again
@@ -94,13 +94,26 @@ def test_what_is_found_is_the_planted_edit(planted, method):
         assert value > (found(factors.scale * drawn) @ u).abs().max()
 
 
-def test_the_scale_is_that_of_the_model_that_is_steered(planted):
+def test_the_scale_is_what_the_model_bears_or_where_the_difference_is_nonlinear_enough(planted):
     after, before, _ = planted
     found = between(after, before)
-    alone = dct.Slice(after, IDS, SOURCE, TARGET, POSITIONS)
-    wanted = default_calibration(alone, alone.dim, dtype=torch.float64)
-    assert default_calibration(found, found.dim, dtype=torch.float64) == wanted
-    assert dct.fit(found, found.dim, factors=2, iterations=1, dtype=torch.float64).scale == wanted.scale
+    alone = default_calibration(dct.Slice(after, IDS, SOURCE, TARGET, POSITIONS), found.dim, dtype=torch.float64).scale
+    scale = default_calibration(found, found.dim, dtype=torch.float64).scale
+    [(_, ratio), (_, at_most)] = nonlinearity(found, found.dim, [scale, alone], dtype=torch.float64)
+    assert scale == alone if at_most < 0.5 else (scale < alone and ratio == pytest.approx(0.5, rel=0.01))
+    found.borne_by = Borne(scale / 2)
+    assert default_calibration(found, found.dim, dtype=torch.float64).scale == scale / 2
+    assert dct.fit(found, found.dim, factors=2, iterations=1, dtype=torch.float64).scale == scale / 2
+
+
+class Borne:
+    """A map whose stream bears no more than a vector of that length."""
+
+    def __init__(self, norm: float) -> None:
+        self.residual_norm = norm
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        return theta + 1e-9 * theta**2
 
 
 def test_how_far_they_are_apart(planted):
@@ -142,6 +155,7 @@ def test_models_that_differ_above_the_slice_alone_are_the_same_in_it(planted):
     other = copy.deepcopy(before)
     with torch.no_grad():
         other.layers[TARGET].mlp.down_proj.weight += 1.0
+    other.fingerprint = "sha256:other"
     with pytest.raises(DctError, match="between layers 1 and 3 they do the same; name"):
         between(other, before)
 
@@ -235,6 +249,20 @@ def test_nats_and_first_tokens_are_those_of_the_whole_models(pair):
     assert found.first(added[None]) == pytest.approx([kl], rel=1e-3)
 
 
+def test_the_baseline_without_a_fit_is_the_difference_of_the_unsteered_streams(pair):
+    own, other = (
+        torch.stack(
+            [
+                lm.model(torch.tensor([row]), output_hidden_states=True).hidden_states[4][0, -1]
+                for row in lm.encode(ASKED)
+            ]
+        ).mean(0)
+        for lm in pair
+    )
+    wanted = torch.nn.functional.normalize(own - other, dim=0)
+    assert torch.allclose(Pair(*pair, Aim(4, 1.0, None), ASKED, MILD).streams_apart(), wanted, atol=1e-4)
+
+
 def test_vectors_stand_in_the_order_of_what_they_part(pair):
     after, before = pair
     d = dct.Difference.between(after, before, ASKED, 2, 4)
@@ -250,7 +278,7 @@ def test_vectors_stand_in_the_order_of_what_they_part(pair):
     assert all(one.own != "" and one.damage is not None for one in found.vectors[:2])
     assert found.unsteered.scale == 0
     assert found.unsteered.damage == pytest.approx(0, abs=1e-6)
-    assert found.streams is not None
+    assert found.streams is None  # the edit lies behind layer 2
     assert len(found.random) == 4
     said = dct.complete(after, after.encode(ASKED), max_new_tokens=6)
     assert found.unsteered.own in said
@@ -326,7 +354,7 @@ def test_rank_verify_steer_and_report_take_it(saved, tmp_path, monkeypatch):
     assert "minus" in (folder / "report.html").read_text()
     ok("rank", folder, *FEW, "--screen-only")
     assert Run(folder, folder / "factors.safetensors").load_ranking()["by"] == "score"
-    refused = run("rank", folder, "--judge", "regex", "--judge-option", "pattern=x")
+    refused = run("rank", folder, "--judge", "regex", "--judge-option", "complied=x")
     assert refused.exit_code == 2
     assert "leave --judge out" in refused.output
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from dct.runs import Run
 
 
+HEARD = 5
+"""Vectors whose replies are shown."""
+
+
 def check_apart(judge: JudgeSettings, options: RankSettings) -> None:
     """Refuses what has no meaning where vectors are ordered by how far they part two models.
 
@@ -91,7 +95,10 @@ def run_apart(
     }
     content = run.save_ranking(content, factors)
     own, other = (short_name(lm.name) for lm in models)
+    if own == other:
+        own, other = "the model", "the other"
     terminal.show(_table(found, options.top, (own, other)))
+    terminal.show(_said(found, (own, other)))
     note_steady(terminal, steady)
     _conclude(terminal, run, found, (own, other))
     return content
@@ -133,8 +140,6 @@ def _table(found: "Apart", top: int, names: tuple[str, str]) -> "Table":
     for heading in ("rank", "vector", "apart (nats)", "coherent", "first token", "damage (KL)", "scale"):
         table.add_column(heading, justify="right")
     table.add_column("says")
-    table.add_column(escape(own), ratio=1)
-    table.add_column(escape(other), ratio=1)
     heard = [one for one in found.vectors if one.nats is not None]
     for place, one in enumerate(heard[:top], start=1):
         table.add_row(str(place), one.vector, *_cells(one, found))
@@ -142,14 +147,15 @@ def _table(found: "Apart", top: int, names: tuple[str, str]) -> "Table":
     if left:
         table.add_row("…", f"({left} more)", style="dim")
     table.add_section()
-    for name, row in (
-        ("unsteered", found.unsteered),
-        ("their streams", found.streams),
-        ("best random", found.random[0]),
-    ):
-        if row is not None:
-            table.add_row("", name, *_cells(row, found), style="dim")
+    for name, row in _baselines(found):
+        table.add_row("", name, *_cells(row, found), style="dim")
     return table
+
+
+def _baselines(found: "Apart") -> list[tuple[str, "Parted"]]:
+    """What the vectors are to be compared with."""
+    rows = [("unsteered", found.unsteered), ("streams", found.streams), ("random", found.random[0])]
+    return [(name, row) for name, row in rows if row is not None]
 
 
 def _cells(one: "Parted", found: "Apart") -> list[str]:
@@ -160,10 +166,21 @@ def _cells(one: "Parted", found: "Apart") -> list[str]:
         f"{one.first:.2f}",
         "–" if one.damage is None else f"{one.damage:.3f}",
         f"{one.scale / found.scale:.3g} R" if one.scale else "",
-        escape(" ".join(one.says[:3])),
-        escape(_short(one.own)),
-        escape(_short(one.other)),
+        escape(" ".join(one.says[:2])),
     ]
+
+
+def _said(found: "Apart", names: tuple[str, str]) -> "Table":
+    """Where the first vectors part the models most: both replies to one prompt, and those of the models left alone."""
+    table = titled("where they part most: the same prompt, the same vector, both models")
+    for heading in ("vector", "prompt", *names):
+        table.add_column(escape(heading), ratio=None if heading == "vector" else 1)
+    for one in [one for one in found.vectors if one.nats is not None][:HEARD]:
+        table.add_row(one.vector, *(escape(_short(text)) for text in (one.prompt, one.own, one.other)))
+    table.add_section()
+    for name, one in _baselines(found):
+        table.add_row(name, *(escape(_short(text)) for text in (one.prompt, one.own, one.other)), style="dim")
+    return table
 
 
 def _short(text: str, most: int = 64) -> str:

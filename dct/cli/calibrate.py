@@ -121,6 +121,11 @@ def calibrated(terminal: Terminal, slice_: "Slice | Difference", asked: Calibrat
             f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm, where the non-linearity ratio "
             f"is lambda = {found.target:g} ({len(found.curve)} points)"
         )
+    elif hasattr(slice_, "borne_by"):
+        terminal.note(
+            f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm: that of the model alone, where "
+            f"the difference has a non-linearity ratio of {found.ratio:.2g}"
+        )
     elif found.scale == slice_.residual_norm:
         terminal.note(
             f"scale R = {found.scale:.4g}, the median residual norm: {where} would drown the stream it is added to"
