@@ -137,7 +137,7 @@ def _record(one: "Parted") -> dict[str, Any]:
 def _table(found: "Apart", top: int, names: tuple[str, str]) -> "Table":
     own, other = names
     table = titled(escape(f"what the vectors make {own} say and {other} not, R = {found.scale:.4g}"))
-    for heading in ("rank", "vector", "apart (nats)", "coherent", "first token", "damage (KL)", "scale"):
+    for heading in ("rank", "vector", "apart (nats)", "coherent", "first", "damage", "scale"):
         table.add_column(heading, justify="right")
     table.add_column("says")
     heard = [one for one in found.vectors if one.nats is not None]
