@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dct.ablation import ablate, leak
     from dct.calibration import Calibration, calibrate
     from dct.candidates import aggregate
+    from dct.difference import Difference
     from dct.errors import CalibrationError, DctError, NonFiniteError, UsageError
     from dct.factors import Factors
     from dct.fitting import fit
@@ -38,6 +39,7 @@ _HOMES = {
     "CalibrationError": "errors",
     "Calibration": "calibration",
     "DctError": "errors",
+    "Difference": "difference",
     "Factors": "factors",
     "LanguageModel": "model",
     "NonFiniteError": "errors",
@@ -65,6 +67,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "DctError",
+    "Difference",
     "Factors",
     "LanguageModel",
     "NonFiniteError",

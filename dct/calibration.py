@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,12 +126,22 @@ def default_calibration(
     where it has one of those, so that factors do not drown the stream that they change; but nowhere so small that the
     ratio is below 0.25, where the map has nearly become linear.
 
+    A map may name another one whose streams bear its vectors (`borne_by`, as a `Difference` does): then R is the scale
+    of that one, or the smaller one at which the map's own ratio is lambda. Where rounding leaves no such scale, it is
+    that of the other.
+
     Args and errors as in `calibrate`.
     """
     if ratio is not None:
         return calibrate(f, dim, ratio, seed=seed, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
-    d = Derivatives(f, dim, batch=batch, dtype=dtype, device=device, on_rows=on_rows)
-    measure = _Ratio(d, DIRECTIONS, seed)
+    how: dict[str, Any] = {"batch": batch, "dtype": dtype, "device": device, "on_rows": on_rows}
+    measure = _Ratio(Derivatives(f, dim, **how), DIRECTIONS, seed)
+    if (bearer := getattr(f, "borne_by", None)) is not None:
+        borne = default_calibration(bearer, dim, seed=seed, **how).scale
+        try:
+            return _solved(measure, DEFAULT_LAMBDA, borne)
+        except CalibrationError:
+            return measure.calibration(borne, DEFAULT_LAMBDA, limited=True)
     found = _solved(measure, DEFAULT_LAMBDA, getattr(f, "residual_norm", None))
     bearable = RESPONSE * float(getattr(f, "target_norm", math.inf))
     if not found.response > bearable > 0:

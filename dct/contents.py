@@ -45,6 +45,12 @@ OPTIONS = Record(
 
 CALIBRATION = Record(needed={"ratio": OrNull(number()), "limited": flag, "curve": Listing(numbers)})
 
+MINUS = Record(
+    needed={"model": text(1), "fingerprint": text()},
+    optional={"apart": numbers, "gap": number(0), "rounding": number(0)},
+)
+"""The model whose response was subtracted."""
+
 KNOWN = {
     "model": text(1),
     "fingerprint": text(),
@@ -70,6 +76,7 @@ KNOWN = {
     "calibration": OrNull(CALIBRATION),
     "estimate": OrNull(Record()),
     "compile": one_of("on", "off", "auto"),
+    "minus": OrNull(MINUS),
     "batch": OrNull(whole(1)),
     "seed": seed,
 }

@@ -80,6 +80,7 @@ def _provenance(parcel: Parcel) -> list[tuple[str, str]]:
         "weights": parcel.fingerprint,
         "revision": loading.get("revision"),
         "adapter": public(str(loading["adapter"])) if loading.get("adapter") else None,
+        "found in the difference from": public(str(info["minus"]["model"])) if info.get("minus") else None,
         "method": info.get("method"),
         "layers": f"{parcel.layer} to {info.get('target', 'unknown')} of {info.get('blocks', 'unknown')}",
         "R of the fit": info.get("scale"),

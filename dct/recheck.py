@@ -15,6 +15,7 @@ from torch import Tensor
 from dct.calibration import nonlinearity
 from dct.candidates import candidates
 from dct.derivatives import Derivatives
+from dct.difference import Difference
 from dct.eigenrun import LIKE, METHOD
 from dct.factors import Factors
 from dct.fits.shared.strengths import gram
@@ -69,12 +70,14 @@ class Again:
         factors: the run's.
         sample: vectors, and replies, that are measured.
         seed: of the sample.
+        minus: the model whose response was subtracted, of a run of a difference.
     """
 
     lm: LanguageModel
     factors: Factors
     sample: int = 16
     seed: int = 0
+    minus: LanguageModel | None = None
 
     @property
     def allowed(self) -> float:
@@ -85,7 +88,8 @@ class Again:
         """What the vectors of a sample cause, how strongly, and the curve that R was read from."""
         info = self.factors.info
         ids = info.get("ids") or self.lm.encode(info["prompts"], info.get("system"))
-        slice_ = Slice(self.lm, ids, info["source"], info["target"], info.get("positions"))
+        what = (ids, info["source"], info["target"], info.get("positions"))
+        slice_ = Slice(self.lm, *what) if self.minus is None else Difference.between(self.lm, self.minus, *what)
         checks = [_number("residual norm", slice_.residual_norm, info["residual_norm"], self.allowed)]
         calibrated = (info.get("calibration") or {}).get("ratio")
         if calibrated:
@@ -160,7 +164,7 @@ def _number(name: str, here: float, saved: float, allowed: float) -> Check:
     return Check(name, 1, abs(here - saved) / max(abs(saved), 1e-30), allowed, f"{here:.4g}, was {saved:.4g}")
 
 
-def _job(slice_: Slice, how: Method, factors: Factors) -> Job:
+def _job(slice_: Slice | Difference, how: Method, factors: Factors) -> Job:
     """A fit in which nothing is left to be learned."""
     settings = decided(FitSettings(method=how.name, factors=len(factors), scale=factors.scale), slice_.dim)
     return Job(Derivatives(slice_, slice_.dim), factors.scale, settings, how.own(settings), {})

@@ -54,6 +54,7 @@ class Recipe:
         """
         values = {**config, **config["loading"], **config["options"]}
         values |= {"prompt": config["prompts"], "n": len(config["prompts"]), "prompts": None}
+        values |= {"minus": (config.get("minus") or {}).get("model")}
         return cls(
             ModelSettings.picked(values),
             FitSliceSettings.picked({"compile": "off", **values}),

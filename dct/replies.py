@@ -124,6 +124,10 @@ class Replies:
             [self._ids[prompt]] = self.lm.encode([prompt], self.system)
         return self._ids[prompt]
 
+    def reads(self, prompt: str, ids: Sequence[int]) -> None:
+        """Makes these the tokens of a prompt, as where another model's chat template wrote them."""
+        self._ids[prompt] = list(ids)
+
     def longest(self, texts: Sequence[str]) -> int:
         """Tokens that replies are likely to take: a quarter more than the longest of these, as far as they may."""
         rows = self.lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []

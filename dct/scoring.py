@@ -69,12 +69,12 @@ def direction_between(
 
 
 def divergence(
-    before: Float[Tensor, "prompts vocabulary"], after: Float[Tensor, "*batch prompts vocabulary"]
+    before: Float[Tensor, "*alike prompts vocabulary"], after: Float[Tensor, "*batch prompts vocabulary"]
 ) -> Float[Tensor, "*batch"]:
     """KL(before || after) in nats from log-probabilities, mean over prompts: sum_v p_v (log p_v - log q_v).
 
     Args:
-        before, after: log p and log q over the vocabulary, for each prompt.
+        before, after: log p and log q over the vocabulary, for each prompt; one `before` for all, or one for each.
 
     A token that `before` rules out (log-probability -inf) adds nothing, whatever `after` makes of it; one that only
     `after` rules out makes the divergence infinite.

@@ -41,13 +41,19 @@ class Stability:
 def are_siblings(one: Factors, other: Factors) -> bool:
     """Whether two fits are of the same thing, and not the same fit."""
     known = one.info.get("fingerprint") is not None
-    same = all(one.info.get(key) == other.info.get(key) for key in ALIKE)
+    same = all(one.info.get(key) == other.info.get(key) for key in ALIKE) and _minus(one) == _minus(other)
     return (
         known
         and same
         and one.V.shape[1] == other.V.shape[1]
         and any(one.info.get(key) != other.info.get(key) for key in DIFFERENT)
     )
+
+
+def _minus(factors: Factors) -> str | None:
+    """Weights of the model whose response was subtracted, if one was."""
+    fingerprint: str | None = (factors.info.get("minus") or {}).get("fingerprint")
+    return fingerprint
 
 
 def stability(factors: Factors, others: Sequence[Factors], seed: int = 0) -> Stability | None:

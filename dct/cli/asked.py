@@ -5,7 +5,7 @@ from typing import Any
 from dct.cli.terminal import Terminal
 from dct.errors import DctError
 from dct.prompts import PromptSet, default_origin, read
-from dct.settings import FitPromptSettings, ReplyPromptSettings
+from dct.settings import FitPromptSettings, RankPromptSettings, ReplyPromptSettings
 
 HARMLESS = 16
 """Harmless prompts on which the damage of a vector is measured."""
@@ -47,6 +47,14 @@ def unseen_prompts(
         return unseen
     terminal.note("no prompts beyond those of the fit: scoring on them (in-sample)")
     return pool.first(n)
+
+
+def screening_sets(
+    terminal: Terminal, info: dict[str, Any], asked: RankPromptSettings, n: int
+) -> tuple[PromptSet, PromptSet]:
+    """The first n prompts that the fit did not see, and as many harmless ones."""
+    mild = harmless_prompts(info, asked.harmless, n)
+    return unseen_prompts(terminal, info, asked.prompts, asked.column, n), mild
 
 
 def prompts_to_gain_on(terminal: Terminal, info: dict[str, Any], origin: str | None, column: str | None) -> PromptSet:

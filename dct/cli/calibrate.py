@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dct.calibration import Calibration
+    from dct.difference import Difference
     from dct.slice import Slice
 
 
@@ -95,7 +96,7 @@ def _show(terminal: Terminal, found: "Calibration", content: dict[str, Any], mod
     )
 
 
-def calibrated(terminal: Terminal, slice_: "Slice", asked: CalibrationSettings) -> "Calibration":
+def calibrated(terminal: Terminal, slice_: "Slice | Difference", asked: CalibrationSettings) -> "Calibration":
     """The calibrated scale, with a progress bar.
 
     A lambda that was asked for is reached or refused; left out, it is 0.5 and R stays within what the streams bear.
@@ -119,6 +120,11 @@ def calibrated(terminal: Terminal, slice_: "Slice", asked: CalibrationSettings) 
         terminal.note(
             f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm, where the non-linearity ratio "
             f"is lambda = {found.target:g} ({len(found.curve)} points)"
+        )
+    elif hasattr(slice_, "borne_by"):
+        terminal.note(
+            f"scale R = {found.scale:.4g}, {times:.2f} times the median residual norm: that of the model alone, where "
+            f"the difference has a non-linearity ratio of {found.ratio:.2g}"
         )
     elif found.scale == slice_.residual_norm:
         terminal.note(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dct.cli.asked import fit_prompts, note_repeated
 from dct.cli.calibrate import calibrated
-from dct.cli.fitted import announce, describe, show
+from dct.cli.fitted import announce, describe, describe_difference, show
 from dct.cli.fitted import expected as forecast
 from dct.cli.interrupted import Interrupted, check_same_fit
 from dct.cli.terminal import Terminal
@@ -17,6 +17,7 @@ from dct.memory import peak
 from dct.recipe import Recipe
 
 if TYPE_CHECKING:
+    from dct.difference import Difference
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.runs import Run
@@ -34,7 +35,11 @@ class FitJob:
 
     def __init__(self, terminal: Terminal, recipe: Recipe, interrupted: Interrupted | None = None) -> None:
         self.terminal, self.interrupted = terminal, interrupted
-        self.recipe = replace(recipe, model=recipe.model.changed(adapter=portable(recipe.model.adapter or "") or None))
+        self.recipe = replace(
+            recipe,
+            model=recipe.model.changed(adapter=portable(recipe.model.adapter or "") or None),
+            slice=recipe.slice.changed(minus=portable(recipe.slice.minus or "") or None),
+        )
 
     def done(self, claim: Callable[[str], "Run"], whole: bool) -> tuple["Run", "Factors", "LanguageModel"]:
         """The run, its factors and the model; `claim` gives the folder for a name."""
@@ -46,7 +51,8 @@ class FitJob:
             expected, gains = forecast(slice_, self.recipe.fit, done)
         announce(self.terminal, expected, self.recipe.fit.batch)
         layers = f"{slice_.source}-{slice_.target}"
-        run = claim(f"{short_name(self.recipe.model.model)}-{self.recipe.fit.method}-{layers}")
+        minus = "" if self.recipe.slice.minus is None else f"-minus-{short_name(self.recipe.slice.minus)}"
+        run = claim(f"{short_name(self.recipe.model.model)}{minus}-{self.recipe.fit.method}-{layers}")
         config = self._config(slice_) | {"estimate": expected}
         scale = self._scale(slice_, config)
         config["compile"] = self._compiled(slice_, gains)
@@ -89,8 +95,9 @@ class FitJob:
         taken = asked.changed(source=pair["source"], target=pair["target"], layers_from=None)
         self.recipe = replace(self.recipe, slice=taken)
 
-    def _load(self, whole: bool) -> tuple["LanguageModel", "Slice"]:
-        """The model, or as much of it as the slice needs, and the slice."""
+    def _load(self, whole: bool) -> tuple["LanguageModel", "Slice | Difference"]:
+        """The model, or as much of it as the slice needs, and the slice; of two models, the difference."""
+        from dct.difference import Difference
         from dct.fitting import check_scale
         from dct.slice import Slice
 
@@ -103,15 +110,31 @@ class FitJob:
             check_scanned(self.scanned, lm.fingerprint, recipe.model.model)
         if self.interrupted:
             keep_prompts(lm, self.interrupted.config)
+        minus = self._load_minus(lm, layers(lm.depth))
         self.began = time.monotonic()
+        what = (self.prompts.texts, *layers(lm.depth), recipe.slice.positions, recipe.prompts.system)
         with self.terminal.busy("running the prompts"):
-            slice_ = Slice(lm, self.prompts.texts, *layers(lm.depth), recipe.slice.positions, recipe.prompts.system)
+            slice_ = Slice(lm, *what) if minus is None else Difference.between(lm, minus, *what)
         describe(self.terminal, slice_, len(self.prompts))
+        if isinstance(slice_, Difference):
+            describe_difference(self.terminal, slice_)
         if recipe.fit.scale is not None:
             check_scale(recipe.fit.scale, slice_)
         return lm, slice_
 
-    def _decide(self, slice_: "Slice") -> None:
+    def _load_minus(self, lm: "LanguageModel", layers: tuple[int, int]) -> "LanguageModel | None":
+        """The model whose response is subtracted, if one is; refused where it is of another shape."""
+        name = self.recipe.slice.minus
+        if name is None:
+            return None
+        from dct.difference import comparable
+
+        loading = self.recipe.loading() | {"adapter": None, "revision": None}
+        minus = load_model(self.terminal, name, between=layers, **loading)
+        comparable(lm, minus)
+        return minus
+
+    def _decide(self, slice_: "Slice | Difference") -> None:
         """Settles what the recipe left to the method and the model."""
         from dct.fitting import decided
         from dct.method import method
@@ -129,7 +152,7 @@ class FitJob:
         options = {name: getattr(self.recipe.fit, name) for name in known}
         return options | ({"method_options": own} if own else {})
 
-    def _config(self, slice_: "Slice") -> dict[str, Any]:
+    def _config(self, slice_: "Slice | Difference") -> dict[str, Any]:
         """What factors and states say of where they come from."""
         config = {
             **slice_.info,
@@ -148,7 +171,7 @@ class FitJob:
                 config[key] = self.interrupted.config[key]
         return config
 
-    def _scale(self, slice_: "Slice", config: dict[str, Any]) -> float:
+    def _scale(self, slice_: "Slice | Difference", config: dict[str, Any]) -> float:
         """R: that of the interrupted fit, the one asked for, or the calibrated one, which `config` then tells about."""
         from dct.fitting import found_scale
         from dct.method import sizes
@@ -167,7 +190,7 @@ class FitJob:
         config["calibration"] = {"ratio": found.ratio, "limited": found.limited, "curve": found.curve}
         return found.scale
 
-    def _compiled(self, slice_: "Slice", seconds: float) -> str:
+    def _compiled(self, slice_: "Slice | Difference", seconds: float) -> str:
         """Compiles the slice if that was asked for or pays; a fit goes on without where it cannot be done.
 
         Args:
@@ -190,7 +213,7 @@ class FitJob:
         self.terminal.note(f"blocks compiled in {time.monotonic() - began:.3g} s")
         return "on"
 
-    def _fit(self, slice_: "Slice", run: "Run", config: dict[str, Any], scale: float) -> "Factors":
+    def _fit(self, slice_: "Slice | Difference", run: "Run", config: dict[str, Any], scale: float) -> "Factors":
         """Learns the factors, keeping every finished iteration."""
         from dct.fitting import fit as fit_map
         from dct.runs import state_content_faults
@@ -224,7 +247,7 @@ class FitJob:
             raise DctError("the objective is not finite: lower `scale`")
         return factors
 
-    def _save(self, slice_: "Slice", run: "Run", factors: "Factors", config: dict[str, Any]) -> None:
+    def _save(self, slice_: "Slice | Difference", run: "Run", factors: "Factors", config: dict[str, Any]) -> None:
         """Writes the factors, and the recipe that repeats them: what it left open as it was decided."""
         seconds = round(time.monotonic() - self.began, 2)
         batch, recipe = factors.info["batch"], self.recipe

@@ -10,13 +10,14 @@ from dct.memory import human_bytes, peak
 from dct.team import current
 
 if TYPE_CHECKING:
+    from dct.difference import Difference
     from dct.factors import Factors
     from dct.runs import Run
     from dct.settings import FitSettings
     from dct.slice import Slice
 
 
-def describe(terminal: Terminal, slice_: "Slice", prompts: int) -> None:
+def describe(terminal: Terminal, slice_: "Slice | Difference", prompts: int) -> None:
     """Says which layers, how many prompts and tokens, and how long the stream is."""
     how = f"packed into {slice_.tokens} tokens" if slice_.packed else f"{slice_.tokens} tokens, one prompt at a time"
     terminal.note(
@@ -25,7 +26,22 @@ def describe(terminal: Terminal, slice_: "Slice", prompts: int) -> None:
     )
 
 
-def expected(slice_: "Slice", asked: "FitSettings", done: int | None) -> tuple[dict[str, Any], float]:
+def describe_difference(terminal: Terminal, difference: "Difference") -> None:
+    """Says how far the two models are apart, left alone and under random vectors, and warns where that is rounding."""
+    before, behind = difference.apart
+    terminal.note(
+        f"minus {short_name(difference.minus.lm.name)}: left alone, the two are {before:.2%} of the stream's norm "
+        f"apart at layer {difference.source} and {behind:.2%} at {difference.target}; what a random vector does "
+        f"differs by {difference.gap:.2%}, of which rounding makes about {difference.rounding:.1%}"
+    )
+    if difference.drowned:
+        terminal.warn(
+            "what the models do differently is hardly more than rounding: try --dtype float32, more prompts (--n), or "
+            "other layers"
+        )
+
+
+def expected(slice_: "Slice | Difference", asked: "FitSettings", done: int | None) -> tuple[dict[str, Any], float]:
     """What the calibration and the fit are expected to take, and the memory that they are expected to need; seconds
     of the fit that compiled code would take over."""
     from dct.calibration import usual_work
@@ -114,7 +130,8 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
         rows.append(("response", f"{sizes}; {info['above_random']} of {len(factors)} above {null}"))
     if "of_target" in info:
         middle, most = info["of_target"]
-        said = f"the median factor changes the stream by {middle:.0%} of its norm, the strongest by {most:.0%}"
+        what = "the stream" if not info.get("minus") else "the stream otherwise than in the other model,"
+        said = f"the median factor changes {what} by {middle:.0%} of its norm, the strongest by {most:.0%}"
         rows.append(("at target", said))
     if "informative" in info and info["informative"] < info["factors"]:
         rows.append(
@@ -131,11 +148,19 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     rows += [
         ("took", f"{info['seconds']:.3g} s{shared}, peak memory {human_bytes(info['peak_memory'])}"),
         ("saved", f"[bold]{escape(str(run.factors))}[/bold]"),
-        ("next", f"[bold cyan]{escape(rank)}[/bold cyan]  finds the best of them by what the model says"),
+        ("next", f"[bold cyan]{escape(rank)}[/bold cyan]  {_finds(info)}"),
     ]
+    minus = f" minus {short_name(info['minus']['model'])}" if info.get("minus") else ""
     title = (
-        f"{len(factors)} {info['method']} factors of {short_name(info['model'])}, "
+        f"{len(factors)} {info['method']} factors of {short_name(info['model'])}{minus}, "
         f"layers {info['source']} → {info['target']}"
     )
     show_fit(terminal, factors.objective.tolist())
     terminal.summary(title, rows)
+
+
+def _finds(info: dict[str, Any]) -> str:
+    """What ranking a run is for."""
+    if info.get("minus"):
+        return "orders them by what they make the one model say and the other not"
+    return "finds the best of them by what the model says"

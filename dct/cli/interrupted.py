@@ -9,6 +9,7 @@ from dct.recipe import Recipe
 from dct.settings import FitSettings, ModelSettings
 
 if TYPE_CHECKING:
+    from dct.difference import Difference
     from dct.job import State
     from dct.runs import Run
     from dct.slice import Slice
@@ -45,7 +46,9 @@ class Interrupted:
         return cls(run, state, config, recipe)
 
 
-def check_same_fit(terminal: Terminal, interrupted: Interrupted, config: dict[str, Any], slice_: "Slice") -> None:
+def check_same_fit(
+    terminal: Terminal, interrupted: Interrupted, config: dict[str, Any], slice_: "Slice | Difference"
+) -> None:
     """Refuses to go on with another model than the fit was begun on.
 
     Raises:
@@ -54,6 +57,10 @@ def check_same_fit(terminal: Terminal, interrupted: Interrupted, config: dict[st
     state = interrupted.state
     if interrupted.config["fingerprint"] != config["fingerprint"]:
         raise DctError(f"the weights of {config['model']} have changed since the fit was interrupted: start over")
+    began, now = ((one.get("minus") or {}).get("fingerprint") for one in (interrupted.config, config))
+    if began != now:
+        name = config["minus"]["model"]
+        raise DctError(f"the weights of `minus` {name} have changed since the fit was interrupted: start over")
     if {state.V.shape[1], state.U.shape[1]} != {slice_.dim}:
         raise DctError(f"{interrupted.run.state} is damaged: its vectors are not of width {slice_.dim}; start over")
     if state.unprotected:

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, unseen_prompts
+from dct.cli.apart import check_apart, run_apart
+from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, screening_sets
 from dct.cli.costs import announce, as_estimate
 from dct.cli.judge import own_options
 from dct.cli.kinds import resembled
+from dct.cli.minus import load_minus
 from dct.cli.pictures import check_plot, save_plot
 from dct.cli.select import run_select
 from dct.cli.signature import argument
@@ -64,7 +66,8 @@ def rank(
     All vectors are screened by likelihood. The best, the best of as many random ones, differences of means and noise
     then make the model reply to prompts that it refuses and the fit did not see; each is chosen on --n prompts and
     reported on --test others. Go on with an interrupted one by the same command. With --screen-only, the likelihoods
-    alone order the vectors; with --task, right answers to questions do.
+    alone order the vectors; with --task, right answers to questions do. Vectors of a difference (`dct fit --minus`) are
+    ordered by what they make the one model say and the other not.
     """
     terminal = Terminal(output.json, output.quiet)
     check_plot(output.plot)
@@ -73,31 +76,24 @@ def rank(
         raise UsageError("`task` is answered by completions: leave `screen_only` out", argument="screen_only")
     judging = _judge(judge, options, experiment, completes=asked is None and not experiment.screen_only)
     opened, factors, lm = open_run(terminal, run, model, prompts, output.force)
-    few = prompts.n or SCORED_ON
+    on, few, info = (terminal, opened, factors, lm), prompts.n or SCORED_ON, factors.info
     if asked is not None:
-        mild = harmless_prompts(factors.info, prompts.harmless, few)
-        questions = asked.read(str(factors.info.get("model")))
-        split = questions.without(factors.info.get("prompts") or ()).split(few, experiment.test)
-        content = run_task(terminal, opened, factors, lm, split, mild, options, experiment, prompts.system)
+        mild = harmless_prompts(info, prompts.harmless, few)
+        questions = asked.read(str(info.get("model")))
+        split = questions.without(info.get("prompts") or ()).split(few, experiment.test)
+        content = run_task(*on, split, mild, options, experiment, prompts.system)
     elif experiment.screen_only:
-        mild = harmless_prompts(factors.info, prompts.harmless, few)
-        scored = unseen_prompts(terminal, factors.info, prompts.prompts, prompts.column, few)
-        content = run_rank(terminal, opened, factors, lm, scored, mild, options, prompts.system)
+        content = run_rank(*on, *screening_sets(terminal, info, prompts, few), options, prompts.system)
+    elif info.get("minus"):
+        check_apart(judge, options)
+        minus = load_minus(terminal, factors, lm, model, output.force)
+        sets = screening_sets(terminal, info, prompts, few)
+        content = run_apart(*on[:3], (lm, minus), sets, options, experiment, prompts.system)
     else:
-        mild = harmless_prompts(factors.info, prompts.harmless, HARMLESS)
-        pool = prompts_to_gain_on(terminal, factors.info, prompts.prompts, prompts.column)
-        content = run_select(
-            terminal,
-            opened,
-            factors,
-            lm,
-            (pool, mild),
-            options,
-            experiment,
-            judging(lm),
-            n=prompts.n or CHOSEN_BY,
-            system=prompts.system,
-        )
+        mild = harmless_prompts(info, prompts.harmless, HARMLESS)
+        pool = prompts_to_gain_on(terminal, info, prompts.prompts, prompts.column)
+        n, read = prompts.n or CHOSEN_BY, judging(lm)
+        content = run_select(*on, (pool, mild), options, experiment, read, n=n, system=prompts.system)
     from dct.plots import figures
 
     save_plot(terminal, output.plot, lambda: [figures.arms(content) or figures.scores(content)])

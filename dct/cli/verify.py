@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dct.cli.minus import load_minus
 from dct.cli.signature import argument
 from dct.cli.terminal import Terminal, command, escape, titled
 from dct.cli.work import RUN_HELP, open_run
@@ -40,7 +41,8 @@ def verify(
     opened, factors, lm = open_run(terminal, run, model, force=output.force)
     from dct.recheck import Again
 
-    again = Again(lm, factors, options.sample, options.seed)
+    minus = load_minus(terminal, factors, lm, model, output.force) if factors.info.get("minus") else None
+    again = Again(lm, factors, options.sample, options.seed, minus)
     with terminal.busy("measuring what the vectors cause"):
         checks = again.fit()
     rows, length = _replies(opened, factors.digest)

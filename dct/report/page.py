@@ -61,7 +61,7 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
     of_target = info.get("of_target") or [None, None]
     settled = "settled" if info.get("settled") else "has not settled"
     rows = [
-        ("model", public(info.get("model") or "unknown")),
+        ("model", public(info.get("model") or "unknown") + _minus(info)),
         ("layers", f"{info.get('source')} to {info.get('target')} of {info.get('blocks')}"),
         ("method", f"{info.get('method')}, {len(facts.alpha)} factors, seed {info.get('seed')}"),
         ("prompts", f"{len(info.get('prompts') or [])} of {public(info.get('prompts_origin') or 'unknown')}"),
@@ -83,6 +83,18 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
              f"the median {response[0] / max(null[0], 1e-30):.3g} times a random one's"),
         )  # fmt: skip
     return rows
+
+
+def _minus(info: dict[str, Any]) -> str:
+    """What was subtracted, and how far the two models are apart by themselves."""
+    minus = info.get("minus")
+    if not minus:
+        return ""
+    before, behind = (minus.get("apart") or [None, None])[:2]
+    told = f" minus {public(minus['model'])}"
+    return (
+        told if behind is None else f"{told}; left alone, {before:.1%} apart at the source, {behind:.1%} at the target"
+    )
 
 
 def _scale(facts: Facts) -> str:

@@ -187,6 +187,9 @@ class FitSliceSettings(SliceSettings):
         "Compile the blocks; auto: where the fit is long enough to gain by it.",
         check=choice("auto", "on", "off"),
     )
+    minus: str | None = setting(
+        None, "Fit the difference: another model of the same shape, whose response is subtracted.", shown="none"
+    )
     layers_from: Path | None = setting(
         None, "Take source and target from this file of `dct scan`, such as scan.json.", shown="the rule of the depth"
     )
