@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 CORE = """ablation adapters arms atlas batching blocks calibration calls candidates chain checkpoint compilation damage
 derivatives estimate exam factors fits fitting generation gguf halving headers hub job loading memory model
 narrowing opening openings outcome packing parts passes placement pool quantised ranking recording replies resident
-rows saving scoring selection slice soundness sources steering streamwatch sweep talk task_ranking tasks team
+rows saving scoring selection slice soundness sources steering streamwatch supervised talk task_ranking tasks team
 verification wordpair writers"""
 jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartype.beartype")
 

@@ -19,6 +19,7 @@ from dct.cli.terminal import Terminal, command, escape, plain, titled
 from dct.cli.work import RUN_HELP, open_run
 from dct.errors import UsageError
 from dct.judging import Judge, kind_of
+from dct.lock import held
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import (
     JudgeSettings,
@@ -86,18 +87,19 @@ def rank(
     else:
         mild = harmless_prompts(factors.info, prompts.harmless, HARMLESS)
         pool = prompts_to_gain_on(terminal, factors.info, prompts.prompts, prompts.column)
-        content = run_select(
-            terminal,
-            opened,
-            factors,
-            lm,
-            (pool, mild),
-            options,
-            experiment,
-            judging(lm),
-            n=prompts.n or CHOSEN_BY,
-            system=prompts.system,
-        )
+        with held(opened.folder):
+            content = run_select(
+                terminal,
+                opened,
+                factors,
+                lm,
+                (pool, mild),
+                options,
+                experiment,
+                judging(lm),
+                n=prompts.n or CHOSEN_BY,
+                system=prompts.system,
+            )
     from dct.plots import figures
 
     save_plot(terminal, output.plot, lambda: [figures.arms(content) or figures.scores(content)])

@@ -124,7 +124,7 @@ def _options(group: type[Settings]) -> Iterator[Parameter]:
 
 
 def _as_text(value: Any) -> Any:
-    return ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else value
+    return ",".join(x if isinstance(x, str) else f"{x:g}" for x in value) if isinstance(value, tuple) else value
 
 
 def command_page(path: str, function: Callable[..., Any]) -> str:

@@ -132,3 +132,15 @@ class ScanOutputSettings(OutputSettings):
 
     out: Path = setting(Path("scan.json"), "The scan; one that was cut goes on from this file.")
     plot: Path | None = setting(None, "Also draw it into this SVG file.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SweepOutputSettings(OutputSettings):
+    """Where a sweep goes."""
+
+    command: ClassVar[str] = "sweep"
+
+    out: Path = setting(
+        Path("runs/sweep"), "The sweep's folder, a run folder for each fit in it; what is finished there is kept."
+    )
+    plot: Path | None = setting(None, PICTURE)
