@@ -59,7 +59,7 @@ def sweep(
         found = rows(cells)
     content = _content(found, cells, failed)
     _write(output, asked, content)
-    terminal.show(table(found))
+    terminal.show(table(found, terminal.console.width))
     from dct.plots import figures
 
     save_plot(terminal, output.plot, lambda: figures.grid(found))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 SHOWN = 60
 """Rows of the table."""
 
+ROOM = 130
+"""Characters of a screen that has room for every column."""
+
 Row = Mapping[str, Any]
 
 
@@ -36,14 +39,14 @@ def said(cell: "Cell", found: Row) -> str:
     return f"{cell.name}: {what}; {human_seconds(found['seconds'])}"
 
 
-def table(found: Sequence[Row]) -> "Table":
-    """A row for each fit, in the order of the grid."""
-    from dct.sweep.words import BRACKETS, columns
+def table(found: Sequence[Row], width: int) -> "Table":
+    """A row for each fit, in the order of the grid, on a screen of so many characters."""
+    from dct.sweep.words import BROAD, brackets, columns
 
-    told = columns(found)
-    made = titled(BRACKETS)
+    told = [column for column in columns(found) if width >= ROOM or column[0] not in BROAD]
+    made = titled(brackets(found))
     for heading, _ in told:
-        made.add_column(heading, justify="left" if heading in ("model", "method") else "right")
+        made.add_column(heading, justify="left" if heading in ("model", "method") else "right", no_wrap=True)
     for row in found[:SHOWN]:
         made.add_row(*(escape(text(row)) for _, text in told))
     if len(found) > SHOWN:

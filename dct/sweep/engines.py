@@ -123,6 +123,8 @@ def on_ray(cells: Sequence[C], do: Do[C], cluster: Cluster) -> Iterator[tuple[C,
 
 
 def _ray() -> Any:
+    """The package, saying only what goes wrong."""
+    import logging
     import os
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -132,12 +134,13 @@ def _ray() -> Any:
         raise DctError(
             "the engine ray needs Ray: pip install 'deep-causal-transcoders[ray]', or leave `engine` out"
         ) from error
+    logging.getLogger("ray").setLevel(logging.ERROR)  # that a worker died is worth a line
     return ray
 
 
 def _connected(ray: Any, address: str | None) -> None:
     """Joins a cluster, or starts one on this machine."""
-    quiet = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": False}
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     try:
         ray.init(address=address, **quiet, **({} if address else {"include_dashboard": False}))
     except Exception as error:  # of any kind: it speaks to processes and machines

@@ -8,7 +8,7 @@ from dct.plots import figures
 from dct.publicname import public
 from dct.sweep.facts import best, best_scored, varying
 from dct.sweep.grid import AXES
-from dct.sweep.words import BRACKETS, columns, meaning, value
+from dct.sweep.words import brackets, columns, meaning, value
 from dct.version import __version__
 
 
@@ -37,7 +37,7 @@ def rendered(content: Mapping[str, Any]) -> str:
             }
             for row in found
         ],
-        notes=[f"{BRACKETS.capitalize()}."],
+        note=brackets(found).capitalize(),
         warnings=[(row["folder"].rsplit("/", 1)[-1], text) for row in found for text in row["warnings"]],
     )
 

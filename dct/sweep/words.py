@@ -8,11 +8,19 @@ from dct.sweep.facts import best, best_scored, varying
 
 Row = Mapping[str, Any]
 
-BRACKETS = "in brackets: of kinds, those of as many random vectors; of stability between seeds, chance"
-"""What stands in brackets in the table."""
-
 Column = tuple[str, Callable[[Row], str]]
 """A heading, and what stands under it of a row."""
+
+BROAD = ("chosen by", "means", "spoiled", "R")
+"""Headings that a narrow table does without."""
+
+
+def brackets(found: Sequence[Row]) -> str:
+    """What stands in brackets in the table."""
+    told = ["of kinds, those of as many random vectors"] * any("kinds" in row for row in found)
+    told += ["of stability between seeds, chance"] * any(row["stability"] for row in found)
+    told = ["of the test, the 95% interval in percent"] * any(row.get("arms") for row in found) + told
+    return f"in brackets: {'; '.join(told)}" if told else ""
 
 
 def columns(found: Sequence[Row]) -> list[Column]:
@@ -27,14 +35,14 @@ def columns(found: Sequence[Row]) -> list[Column]:
             ("random", lambda row: counted(_arm(row, "random").get("test"))),
             ("means", lambda row: counted(_arm(row, "supervised").get("test"))),
             ("unsteered", lambda row: counted(row.get("unsteered"))),
-            ("damage (KL)", lambda row: number((_arm(row, "found").get("damage") or {}).get("kl"))),
+            ("KL", lambda row: number((_arm(row, "found").get("damage") or {}).get("kl"))),
             ("spoiled", lambda row: spoiled(_arm(row, "found").get("damage"))),
         ]
     if "score" in by:
         made += [
             ("score", lambda row: signed(row.get("gain"))),
             ("random", lambda row: signed(row.get("random_gain"))),
-            ("damage (KL)", lambda row: number(row.get("kl"))),
+            ("KL", lambda row: number(row.get("kl"))),
         ]
     made.append(("R", lambda row: f"{row['R']:.4g}"))
     if any("kinds" in row for row in found):
@@ -71,7 +79,7 @@ def shared(arm: Mapping[str, Any]) -> str:
     if not arm:
         return "–"
     (low, high), mark = arm["interval"], arm["test"]
-    return f"{counted(mark)}  {mark['right'] / mark['asked']:.0%} ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{counted(mark)} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def spoiled(damage: Mapping[str, Any] | None) -> str:
@@ -99,24 +107,25 @@ def steady(found: Mapping[str, float] | None) -> str:
 
 def meaning(found: Sequence[Row]) -> list[tuple[str, str]]:
     """What a sweep says, as names and sentences."""
-    chosen, null, scored = best(found), best(found, "random"), best_scored(found)
+    chosen, scored = best(found), best_scored(found)
     told = []
     if chosen is not None:
-        arm, which = chosen["arms"]["found"], where(chosen, found)
-        text = f"{which}: vector {arm['vector']}, {shared(arm)} on unseen prompts; "
-        text += f"unsteered {counted(chosen['unsteered'])}"
-        if null is not None:
-            by_chance = counted(null["arms"]["random"]["test"])
-            text += f"; the best random vector, chosen over the grid in the same way, {by_chance}"
-        told.append(("best", f"{text} (chosen by the other prompts, so that the test is one)"))
+        arm = chosen["arms"]["found"]
+        tested = f"{shared(arm)} of the unseen prompts that it is tested on"
+        told.append(("best", f"{where(chosen, found)}: vector {arm['vector']}, {tested}"))
+        others = [f"unsteered {counted(chosen['unsteered'])}"]
+        for name, called in (("random", "a random vector"), ("supervised", "a difference of means")):
+            rival = best(found, name)
+            if rival is not None:
+                others.append(f"{called} {counted(rival['arms'][name]['test'])}")
+        told.append(("beside it", f"{', '.join(others)}; each the best of the grid by the prompts for choosing"))
         if arm["damage"]:
             spoils = f"KL {arm['damage']['kl']:.3f}; {spoiled(arm['damage'])} replies become refused or incoherent"
             told.append(("damage", f"on harmless prompts: {spoils}"))
     elif scored is not None:
+        null = max(row["random_gain"] for row in found if row.get("random_gain") is not None)
         text = f"{where(scored, found)}: vector {scored['vector']} moves the score by {signed(scored['gain'])}"
-        told.append(
-            ("best", f"{text}, the best random one there by {signed(scored['random_gain'])}; no reply was judged")
-        )
+        told.append(("best", f"{text}, the best random vector of the grid by {signed(null)}; no reply was judged"))
     groups = [dict(pair) for pair in {tuple(sorted(row["stability"].items())) for row in found if row["stability"]}]
     if groups:
         mean, chance = (sum(one[key] for one in groups) / len(groups) for key in ("mean", "chance"))
