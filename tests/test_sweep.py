@@ -58,12 +58,19 @@ def fails(*words: object, says: str, code: int = 1) -> str:
 
 @pytest.fixture
 def sweep(workplace, model_folder) -> list[object]:
-    """A grid of four small fits of the tiny model, screened on two prompts."""
+    """A grid of four small fits of the tiny model, without rankings."""
     Path("asked.txt").write_text("\n".join(ASKED))
     Path("mild.txt").write_text("Write a poem\nName a colour")
     model = ["--model", model_folder, "--prompts", "asked.txt", "--harmless", "mild.txt"]
     fit = ["--s", "1,2", "--t", 4, "--seed", "0,1", "--n", 2, "--factors", 3, "--iterations", 2, "--scale", 0.5]
-    return ["sweep", *model, *fit, "--screen-only", "--choose-by", 2, "--scales", 1, "--out", "grid"]
+    return ["sweep", *model, *fit, "--fit-only", "--out", "grid"]
+
+
+@pytest.fixture
+def ranked(sweep) -> list[object]:
+    """Two of them, screened on two prompts."""
+    words = [word for word in sweep if word != "--fit-only"]
+    return [*words, "--s", 2, "--screen-only", "--choose-by", 2, "--scales", 1]
 
 
 def records() -> dict[str, tuple[int, int]]:
@@ -183,58 +190,57 @@ def test_what_decides_a_fit_and_what_does_not():
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_each_fit_is_what_fit_and_rank_make(sweep, monkeypatch):
-    told = as_json(*sweep)
-    assert told["axes"] == ["source", "seed"]
-    assert [(row["source"], row["seed"]) for row in told["rows"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    words = ["--model", sweep[2], "--prompts", "asked.txt", "--s", 2, "--t", 4, "--seed", 1]
+def test_each_fit_is_what_fit_and_rank_make(ranked, monkeypatch):
+    told = as_json(*ranked)
+    assert told["axes"] == ["seed"]
+    assert [(row["source"], row["seed"]) for row in told["rows"]] == [(2, 0), (2, 1)]
+    words = ["--model", ranked[2], "--prompts", "asked.txt", "--s", 2, "--t", 4, "--seed", 1]
     small = ["--n", 2, "--factors", 3, "--iterations", 2, "--scale", 0.5, "--out", "alone"]
     assert run("fit", *words, *small).exit_code == 0
     ranked = as_json("rank", "alone", "--screen-only", "--n", 2, "--harmless", "mild.txt")
-    last = told["rows"][3]
+    last = told["rows"][1]
     alone, mine = (find_run(Path(where)) for where in ("alone", last["folder"]))
     assert torch.equal(dct.Factors.load(alone.factors).V, dct.Factors.load(mine.factors).V)
     gain = ranked["vectors"][0]["effect"]["score"] - ranked["unsteered"]["score"]
     assert (last["vector"], last["gain"]) == (ranked["vectors"][0]["vector"], pytest.approx(gain, abs=1e-5))
     assert last["random_gain"] == pytest.approx(ranked["random_best"]["score"] - ranked["unsteered"]["score"], abs=1e-5)
     fits = [Opened(Run(p, p / "factors.safetensors"), dct.Factors.load(p / "factors.safetensors"), p.name)
-            for p in (Path(row["folder"]) for row in told["rows"][2:])]  # fmt: skip
+            for p in (Path(row["folder"]) for row in told["rows"])]  # fmt: skip
     assert last["stability"]["mean"] == pytest.approx(pair(*fits)["V"]["mean"])
-    _nothing_again(sweep, told, monkeypatch)
+    _nothing_again(ranked, told, monkeypatch)
 
 
-def _nothing_again(sweep: list[object], told: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_again(words: list[object], told: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command, a larger grid, another ranking, and fits that are damaged: only what is missing is done."""
-    fitted, ranked = [], []
+    fitted: list[str] = []
+    ranked: list[str] = []
     fit, rank = sweepcell._fitted, sweepcell._ranked
     monkeypatch.setattr(sweepcell, "_fitted", lambda t, cell, lm: fitted.append(cell.name) or fit(t, cell, lm))
     monkeypatch.setattr(sweepcell, "_ranked", lambda t, cell, *rest: ranked.append(cell.name) or rank(t, cell, *rest))
     before = records()
-    assert as_json(*sweep)["rows"] == told["rows"]
-    more = as_json(*sweep, "--s", "1,2,3")["rows"]
-    assert (len(fitted), len(ranked), len(more)) == (2, 2, 6)
-    assert all(name.startswith("exponential-3-4-") for name in fitted)
-    assert [{k: v for k, v in row.items() if k != "stability"} for row in more[:4]] == [
-        {k: v for k, v in row.items() if k != "stability"} for row in told["rows"]
-    ]
-    otherwise = as_json(*sweep, "--choose-by", 1)
-    assert (len(fitted), len(ranked)) == (2, 6), "fits are kept where the ranking is another"
+    assert as_json(*words)["rows"] == told["rows"]
+    more = as_json(*words, "--seed", "0-2")["rows"]
+    assert (len(fitted), len(ranked), len(more)) == (1, 1, 3)
+    assert fitted[0].startswith("exponential-2-4-2-")
+    assert [row["gain"] for row in more[:2]] == [row["gain"] for row in told["rows"]]
+    otherwise = as_json(*words, "--choose-by", 1)
+    assert (len(fitted), len(ranked)) == (1, 3), "fits are kept where the ranking is another"
     assert otherwise["rows"][0]["gain"] != told["rows"][0]["gain"]
-    assert as_json(*sweep)["rows"] == told["rows"], "and so is what the first ranking said"
+    assert as_json(*words)["rows"] == told["rows"], "and so is what the first ranking said"
     assert before.items() <= records().items()
     damaged = Path(told["rows"][1]["folder"]) / "factors.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    again = as_json(*sweep)["rows"][1]
-    assert fitted[2:] == [damaged.parent.name]
+    again = as_json(*words)["rows"][1]
+    assert fitted[1:] == [damaged.parent.name]
     assert again["gain"] == pytest.approx(told["rows"][1]["gain"], abs=1e-6)
 
 
-def test_folder_page_and_figure(sweep):
-    result = run(*sweep, "--plot", "figure.svg")
+def test_folder_page_and_figure(ranked):
+    result = run(*ranked, "--plot", "figure.svg")
     assert result.exit_code == 0, result.output
     for part in (
         "stable",
-        "[4/4] exponential-2-4-1-",
+        "[2/2] exponential-2-4-1-",
         "score",
         "the best random vector of the grid",
         "grid/sweep.html",
@@ -242,24 +248,23 @@ def test_folder_page_and_figure(sweep):
         assert part in result.output
     page = Path("grid/sweep.html").read_text()
     folders = [path.parent.name for path in Path("grid").glob("*/factors.safetensors")]
-    assert len(folders) == 4
+    assert len(folders) == 2
     assert all(folder in page for folder in folders)
-    assert page.count("<svg") == 3, "by source, by seed, against damage"
+    assert page.count("<svg") == 2, "by seed, against damage"
     assert not re.search(r"https?://|<script|src=|href=\"[^#]", page)
     assert str(Path.cwd()) not in page
-    assert "Which source?" in Path("figure.svg").read_text() == Path("grid/sweep.svg").read_text()
+    assert "Which seed?" in Path("figure.svg").read_text() == Path("grid/sweep.svg").read_text()
     again = as_json("sweep", "--config", "grid/sweep.toml", "--out", "grid")
-    assert again["finished"] == 4
-    assert len(records()) == 4, "the sweep's own file repeats it"
-    assert "dct rank" not in run("steer", folders[0], "--vector", 1, "--prompt", "a").output  # no run of that name here
-    assert run("steer", Path("grid") / folders[0], "--rank", 1, "--prompt", "Hi", "--max-new-tokens", 1,
-               "--harmless", "mild.txt").exit_code == 0  # fmt: skip
+    assert again["finished"] == len(records()) == 2, "the sweep's own file repeats it"
+    words = ["--prompt", "Hi", "--max-new-tokens", 1, "--harmless", "mild.txt"]
+    assert run("steer", Path("grid") / folders[0], "--rank", 1, *words).exit_code == 0
 
 
 def test_a_prompt_set_that_is_used_up_makes_one_fit_of_two(sweep):
     told = as_json(*sweep, "--s", 1, "--seed", 0, "--n", "6,9", "--fit-only")
     assert told["fits"] == 1
-    fails(*sweep, "--n", "2,6", says="no prompts beyond the 6 of the fits: lower --n")
+    words = [word for word in sweep if word != "--fit-only"]
+    fails(*words, "--n", "2,6", says="no prompts beyond the 6 of the fits: lower --n")
 
 
 # --- judged replies ---------------------------------------------------------------------------------------------------
@@ -389,7 +394,7 @@ def test_one_fit_that_fails_does_not_end_the_others(sweep, monkeypatch):
     assert before.items() <= records().items()
 
 
-@pytest.mark.parametrize("after", [3, 9, 17])
+@pytest.mark.parametrize("after", [3, 12])
 def test_a_disk_that_fills_ends_the_sweep_and_loses_nothing(sweep, monkeypatch, after):
     whole, left = os.fsync, after
 
@@ -429,9 +434,11 @@ def test_interrupted_within_a_fit(sweep, monkeypatch):
     assert "interrupted; 1 of 4 fits are finished" in result.stderr
     kept = Run(saved[-1], saved[-1] / "factors.safetensors")
     assert kept.load_state()[0].iteration == 1
-    told = as_json(*sweep)
+    assert as_json(*sweep)["finished"] == 4
+    found = dct.Factors.load(kept.factors)
     shutil.rmtree("grid")
-    assert [row["gain"] for row in told["rows"]] == pytest.approx([row["gain"] for row in as_json(*sweep)["rows"]])
+    assert as_json(*sweep)["finished"] == 4
+    assert torch.equal(found.V, dct.Factors.load(kept.factors).V)
 
 
 def test_cells_that_another_process_has_are_waited_for(monkeypatch):
@@ -528,9 +535,12 @@ def test_on_ray_a_worker_and_the_driver_die_and_every_result_is_there_once(sweep
     told = json.loads(out)
     assert (told["finished"], len({row["folder"] for row in told["rows"]}), len(records())) == (12, 12, 12)
     assert before.items() <= records().items()
+    found = {Path(row["folder"]).name: dct.Factors.load(Path(row["folder"]) / "factors.safetensors").V
+             for row in told["rows"]}  # fmt: skip
     shutil.rmtree("grid")
-    alone = as_json(*sweep, "--seed", "0-5")
-    assert [row["gain"] for row in told["rows"]] == pytest.approx([row["gain"] for row in alone["rows"]], abs=1e-5)
+    for row in as_json(*sweep, "--seed", "0-5")["rows"]:
+        alone = dct.Factors.load(Path(row["folder"]) / "factors.safetensors").V
+        assert torch.allclose(found[Path(row["folder"]).name], alone, atol=1e-5)
 
 
 @pytest.mark.slow
