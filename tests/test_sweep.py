@@ -197,13 +197,13 @@ def test_each_fit_is_what_fit_and_rank_make(ranked, monkeypatch):
     words = ["--model", ranked[2], "--prompts", "asked.txt", "--s", 2, "--t", 4, "--seed", 1]
     small = ["--n", 2, "--factors", 3, "--iterations", 2, "--scale", 0.5, "--out", "alone"]
     assert run("fit", *words, *small).exit_code == 0
-    ranked = as_json("rank", "alone", "--screen-only", "--n", 2, "--harmless", "mild.txt")
+    other = as_json("rank", "alone", "--screen-only", "--n", 2, "--harmless", "mild.txt")
     last = told["rows"][1]
     alone, mine = (find_run(Path(where)) for where in ("alone", last["folder"]))
     assert torch.equal(dct.Factors.load(alone.factors).V, dct.Factors.load(mine.factors).V)
-    gain = ranked["vectors"][0]["effect"]["score"] - ranked["unsteered"]["score"]
-    assert (last["vector"], last["gain"]) == (ranked["vectors"][0]["vector"], pytest.approx(gain, abs=1e-5))
-    assert last["random_gain"] == pytest.approx(ranked["random_best"]["score"] - ranked["unsteered"]["score"], abs=1e-5)
+    gain = other["vectors"][0]["effect"]["score"] - other["unsteered"]["score"]
+    assert (last["vector"], last["gain"]) == (other["vectors"][0]["vector"], pytest.approx(gain, abs=1e-5))
+    assert last["random_gain"] == pytest.approx(other["random_best"]["score"] - other["unsteered"]["score"], abs=1e-5)
     fits = [Opened(Run(p, p / "factors.safetensors"), dct.Factors.load(p / "factors.safetensors"), p.name)
             for p in (Path(row["folder"]) for row in told["rows"])]  # fmt: skip
     assert last["stability"]["mean"] == pytest.approx(pair(*fits)["V"]["mean"])
