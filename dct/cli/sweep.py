@@ -47,11 +47,10 @@ def sweep(
     """
     terminal = Terminal(output.json, output.quiet)
     check_plot(output.plot)
-    from dct.cli.sweepplan import Asked, planned
+    from dct.cli.sweepplan import Asked, grid_of, planned
     from dct.sweep.facts import rows
-    from dct.sweep.grid import Grid
 
-    asked = Asked(Grid(model, slice_, prompts, fit), score, experiment, judge, options)
+    asked = Asked(grid_of(model, slice_, prompts, fit), score, experiment, judge, options)
     cells = planned(terminal, asked, output.out)
     began = time.monotonic()
     failed = _work(terminal, cells, asked, output)
@@ -84,15 +83,22 @@ def _work(
     terminal.note(f"{len(cells)} fits in {output.out}, {there} of them finished" if there else f"{len(cells)} fits")
     if not missing:
         return []
-    failed = []
-    finished = 0
+    failed: list[dict[str, Any]] = []
+    finished, began = 0, time.monotonic()
+
+    def left() -> str:
+        """How long the others will take, if they are like those that were done now."""
+        remain = len(missing) - finished - len(failed)
+        each = (time.monotonic() - began) / (finished + len(failed))
+        return f"; about {human_seconds(remain * each)} left" if remain else ""
+
     try:
         with terminal.progress("sweeping", unit="fits") as advance:
             advance(missing[0].name, there, len(cells))
             for cell, outcome in _outcomes(missing, asked, output):
                 if outcome.state == "done":
                     finished += 1
-                    terminal.note(f"[{there + finished}/{len(cells)}] {said(cell, outcome.what)}")
+                    terminal.note(f"[{there + finished}/{len(cells)}] {said(cell, outcome.what)}{left()}")
                 else:
                     failed.append({"cell": cell.name, "why": outcome.what})
                     terminal.warn(f"{cell.name}: {outcome.what}")

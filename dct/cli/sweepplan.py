@@ -12,13 +12,18 @@ from dct.errors import DctError, UsageError
 from dct.judging import kind_of
 from dct.loading import Identity, identify
 from dct.prompts import default_origin, read
+from dct.publicname import public
 from dct.recipe import Recipe
 from dct.settings import (
     JudgeSettings,
     RankSettings,
     ScoreSettings,
     SweepExperimentSettings,
+    SweepFitSettings,
+    SweepModelSettings,
+    SweepPromptSettings,
     SweepSettings,
+    SweepSliceSettings,
 )
 from dct.sweep.cell import Cell, Judging
 from dct.sweep.grid import Grid
@@ -33,6 +38,23 @@ class Asked:
     experiment: SweepExperimentSettings
     judge: JudgeSettings
     options: SweepSettings
+
+
+def grid_of(
+    model: SweepModelSettings, slice_: SweepSliceSettings, prompts: SweepPromptSettings, fit: SweepFitSettings
+) -> Grid:
+    """A grid whose names of files mean the same in other folders, and to other processes."""
+
+    def known(name: str | None) -> str | None:
+        """A name that was given."""
+        return portable(name) if name else None
+
+    return Grid(
+        model.changed(model=[portable(name) for name in model.model], adapter=known(model.adapter)),
+        slice_,
+        prompts.changed(prompts=known(prompts.prompts), harmless=known(prompts.harmless)),
+        fit,
+    )
 
 
 def planned(terminal: Terminal, asked: Asked, root: Path) -> list[Cell]:
@@ -56,7 +78,7 @@ def planned(terminal: Terminal, asked: Asked, root: Path) -> list[Cell]:
         _, out = asked.grid.pairs(model, known.depth)
         if out:
             terminal.note(
-                f"{model}: {out} pairs of layers are left out, in no order or outside its {known.depth} blocks"
+                f"{public(model)}: {out} pairs of layers are left out, in no order or outside its {known.depth} blocks"
             )
         judging = None if asked.options.fit_only else _judging(terminal, asked, model)
         for recipe in asked.grid.recipes(model, known.depth):
@@ -98,7 +120,7 @@ def _judging(terminal: Terminal, asked: Asked, model: str) -> Judging:
 
 
 def _cell(recipe: Recipe, known: Identity, judging: Judging | None, root: Path) -> Cell:
-    """A cell in which nothing is left open, with names that other folders and machines understand."""
+    """A cell in which nothing is left open."""
     from dct.fitting import check_scale, decided
     from dct.method import method
 
@@ -106,11 +128,5 @@ def _cell(recipe: Recipe, known: Identity, judging: Judging | None, root: Path) 
     method(settings.method).check(settings, known.width)
     if settings.scale is not None:
         check_scale(settings.scale)
-    whole = Recipe(
-        recipe.model.changed(model=portable(recipe.model.model), adapter=portable(recipe.model.adapter or "") or None),
-        recipe.slice,
-        recipe.prompts.changed(prompts=portable(recipe.prompts.prompts or "") or None),
-        settings,
-    )
-    texts = fit_prompts(whole.model.model, whole.prompts).texts
-    return Cell(root, replace(whole), known.fingerprint, texts, judging)
+    texts = fit_prompts(recipe.model.model, recipe.prompts).texts
+    return Cell(root, replace(recipe, fit=settings), known.fingerprint, texts, judging)

@@ -144,9 +144,13 @@ def _connected(ray: Any, address: str | None) -> None:
     try:
         ray.init(address=address, **quiet, **({} if address else {"include_dashboard": False}))
     except Exception as error:  # of any kind: it speaks to processes and machines
-        where = f"the Ray cluster at {address} cannot be reached" if address else "Ray cannot be started here"
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DctError(f"{where}: {first}") from error
+        if address is None:
+            raise DctError(f"Ray cannot be started here: {first}") from error
+        raise DctError(
+            f"the Ray cluster at {address} cannot be reached ({first}): does it run, and does it ask for a token "
+            "(RAY_AUTH_MODE=token)?"
+        ) from error
 
 
 def _task(ray: Any, cluster: Cluster) -> Any:
