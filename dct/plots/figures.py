@@ -126,6 +126,9 @@ def resemblances(found: Mapping[str, Any], best: str) -> list[Named]:
 GRID = ("source", "target", "method", "lambda", "scale", "n", "seed", "model")
 """By which fits of a sweep may differ: what a reader asks first comes first."""
 
+FEW = 8
+"""Values of an axis that stand side by side, each under its name; more are placed by their size."""
+
 
 def grid(rows: Sequence[Mapping[str, Any]]) -> list[Named]:
     """What fits elicit, along each axis of a sweep on which they differ, beside random vectors; and against damage.
@@ -166,10 +169,10 @@ def _height(values: Sequence[float], judged: bool) -> Axis:
 
 def _along(axis: str, values: list[Any], found: Sequence[tuple[Any, ...]]) -> Plot:
     """Each fit over its place on an axis, a line through their means, a dashed one through those of random vectors."""
-    numbers = all(isinstance(value, int | float) for value in values)
+    numbers = len(values) > FEW and all(isinstance(value, int | float) for value in values)
     places = [float(value) if numbers else float(k) for k, value in enumerate(values)]
     at = dict(zip(values, places, strict=True))
-    names = [public(str(value)) for value in values]
+    names = [public(value) if isinstance(value, str) else f"{value:g}" for value in values]
     low, high = places[0], places[-1]
     x = Axis(axis, low - 0.04 * (high - low), high + 0.04 * (high - low)) if numbers else Axis.of(names, axis)
     judged = found[0][0]["by"] == "judged"

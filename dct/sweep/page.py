@@ -43,7 +43,7 @@ def rendered(content: Mapping[str, Any]) -> str:
 
 
 def _axis(axis: str, found: list[dict[str, Any]]) -> str:
-    return f"{len({str(row[axis]) for row in found})} {axis}s"
+    return f"{len({str(row[axis]) for row in found})} {'numbers of prompts' if axis == 'n' else f'{axis}s'}"
 
 
 def _common(found: list[dict[str, Any]]) -> str:

@@ -125,6 +125,7 @@ def meaning(found: Sequence[Row]) -> list[tuple[str, str]]:
     elif scored is not None:
         null = max(row["random_gain"] for row in found if row.get("random_gain") is not None)
         text = f"{where(scored, found)}: vector {scored['vector']} moves the score by {signed(scored['gain'])}"
+        text += f" (KL {number(scored['kl'])} on harmless prompts)"
         told.append(("best", f"{text}, the best random vector of the grid by {signed(null)}; no reply was judged"))
     groups = [dict(pair) for pair in {tuple(sorted(row["stability"].items())) for row in found if row["stability"]}]
     if groups:
