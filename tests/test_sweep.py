@@ -385,8 +385,11 @@ def test_one_fit_that_fails_does_not_end_the_others(sweep, monkeypatch):
     line = fails(
         *sweep, says=r"1 of 4 fits failed \(exponential-1-4-1-\w+: the objective is not finite: lower --scale\)"
     )
-    assert "the others are kept" in line
+    assert "what is finished is kept" in line
     assert len(records()) == 3
+    failed = run(*sweep, "--json")
+    assert failed.exit_code == 1
+    assert [one["why"] for one in json.loads(failed.stdout)["failed"]] == ["the objective is not finite: lower `scale`"]
     assert "the objective is not finite" in Path("grid/sweep.html").read_text()
     before = records()
     monkeypatch.setattr(sweepcell, "_fitted", fit)

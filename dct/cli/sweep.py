@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dct.cli.flags import spoken
 from dct.cli.pictures import check_plot, save_plot
+from dct.cli.streams import fail
 from dct.cli.sweeptable import conclude, said, table
 from dct.cli.terminal import Terminal, command, human_seconds
 from dct.errors import DctError, InterruptedWorkError
@@ -58,20 +60,32 @@ def sweep(
         found = rows(cells)
     content = _content(found, cells, failed)
     _write(output, asked, content)
-    terminal.show(table(found, terminal.console.width))
+    if found:
+        terminal.show(table(found, terminal.console.width))
+        conclude(terminal, found, output.out / PAGE, human_seconds(time.monotonic() - began))
     from dct.plots import figures
 
     save_plot(terminal, output.plot, lambda: figures.grid(found))
-    conclude(terminal, found, output.out / PAGE, human_seconds(time.monotonic() - began))
     terminal.result(content)
-    missing = len(cells) - len(found)
+    wrong = _wrong(cells, found, failed, output)
+    if wrong is not None:
+        fail(spoken(DctError(wrong)), 1, False)
+
+
+def _wrong(
+    cells: Sequence["Cell"],
+    found: Sequence[dict[str, Any]],
+    failed: Sequence[dict[str, Any]],
+    output: SweepOutputSettings,
+) -> str | None:
+    """Why some fits are not there; None where all are."""
     if failed:
         why = f"{len(failed)} of {len(cells)} fits failed ({failed[0]['cell']}: {failed[0]['why']})"
-        raise DctError(f"{why}; the others are kept, and the same command tries those again")
-    if missing:
-        raise DctError(
-            f"{missing} of {len(cells)} fits are done and not in {output.out}: all workers must write into one folder"
-        )
+        return f"{why}; what is finished is kept, and the same command tries those again"
+    if len(found) < len(cells):
+        lost = f"{len(cells) - len(found)} of {len(cells)} fits are done and not in {output.out}"
+        return f"{lost}: all workers must write into one folder"
+    return None
 
 
 def _work(

@@ -94,7 +94,7 @@ def number(what: float | None) -> str:
 
 def signed(what: float | None) -> str:
     """A change."""
-    return "–" if what is None else f"{what:+.3g}"
+    return "–" if what is None else f"{what:+.2f}"
 
 
 def steady(found: Mapping[str, float] | None) -> str:
