@@ -397,6 +397,19 @@ def test_one_fit_that_fails_does_not_end_the_others(sweep, monkeypatch):
     assert before.items() <= records().items()
 
 
+def test_prompts_that_change_under_way(sweep, monkeypatch):
+    load = sweepcell._model
+
+    def changing(terminal: object, cell: Cell) -> object:
+        """Somebody writes into the file once the sweep is planned."""
+        Path("asked.txt").write_text("\n".join(reversed(ASKED)))
+        return load(terminal, cell)
+
+    monkeypatch.setattr(sweepcell, "_model", changing)
+    fails(*sweep, says="4 of 4 fits failed .*asked.txt has changed since the sweep began: run it again")
+    assert not list(Path("grid").glob("*/*")), "no fit of other prompts than its key says"
+
+
 @pytest.mark.parametrize("after", [3, 12])
 def test_a_disk_that_fills_ends_the_sweep_and_loses_nothing(sweep, monkeypatch, after):
     whole, left = os.fsync, after

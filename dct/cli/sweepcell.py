@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from dct.runs import Run
     from dct.sweep.cell import Cell
 
-SCORED_ON = 16
-"""Prompts that vectors are scored on where no reply is judged, as in `dct rank --screen-only`."""
-
 
 class Quiet(Terminal):
     """Shows nothing and keeps the warnings."""
@@ -104,7 +101,9 @@ def _known(cell: "Cell") -> "Factors | None":
 def _fitted(terminal: Terminal, cell: "Cell", lm: "LanguageModel") -> "Factors":
     """Fits, or goes on with a fit that was cut short."""
     if fit_prompts(cell.recipe.model.model, cell.recipe.prompts).texts != cell.texts:
-        raise DctError(f"the prompts of {cell.recipe.prompts.prompts} have changed since the sweep began: run it again")
+        raise DctError(
+            f"{cell.recipe.prompts.prompts or 'the prompt set'} has changed since the sweep began: run it again"
+        )
     interrupted = None
     if cell.run.state.exists():
         with suppress(DctError):  # a state that cannot be read is one to begin again from

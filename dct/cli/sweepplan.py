@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dct.cli.asked import HARMLESS, fit_prompts, note_repeated
 from dct.cli.judge import own_options
-from dct.cli.sweepcell import SCORED_ON
+from dct.cli.rank import CHOSEN_BY, SCORED_ON
 from dct.cli.terminal import Terminal
 from dct.cli.work import portable
 from dct.errors import DctError, UsageError
@@ -114,7 +114,7 @@ def _judging(terminal: Terminal, asked: Asked, model: str) -> Judging:
         )
     few = asked.experiment.screen_only
     mild = read(grid.prompts.harmless or default_origin(model, "harmless")).first(SCORED_ON if few else HARMLESS)
-    n = min(asked.options.choose_by, SCORED_ON) if few else asked.options.choose_by
+    n = asked.options.choose_by or (SCORED_ON if few else CHOSEN_BY)
     options = RankSettings(**vars(asked.score))
     return Judging(left.first(n) if few else left, mild, options, asked.experiment, asked.judge, n)
 

@@ -200,7 +200,12 @@ class SweepSettings(Settings):
         "A grid that comes with the package; any other option replaces its part.",
         check=Choice(recipes, recipes()),
     )
-    choose_by: int = setting(32, "Prompts, beyond those of the fits, that vectors are chosen by.", check=counted())
+    choose_by: int | None = setting(
+        None,
+        "Prompts, beyond those of the fits, that vectors are chosen by.",
+        shown="32; 16 with --screen-only",
+        check=counted(),
+    )
     fit_only: bool = setting(False, "Fit, and leave the ranking out.", first=True)
     engine: str = setting(
         "serial", "serial: one fit after the other; ray: side by side.", check=choice("serial", "ray"), first=True
