@@ -327,6 +327,7 @@ def test_the_best_fit_and_its_baselines_are_chosen_without_their_test():
     assert figures.grid([{**rows[0], "by": None}]) == []
 
 
+@pytest.mark.slow
 def test_replies_are_judged(workplace):
     """One fit of the demo model, as small as it can be."""
     Path("mild.txt").write_text("Tell me about honey.")
