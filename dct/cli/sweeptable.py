@@ -61,7 +61,9 @@ def conclude(terminal: Terminal, found: Sequence[Row], page: Path, took: str) ->
 
     rows = [(name, escape(text)) for name, text in meaning(found)]
     rows.append(("saved", f"[bold]{escape(str(page))}[/bold]  (open it in a browser), figure and numbers beside it"))
-    chosen = best(found) or best_scored(found)
+    chosen, scored = best(found), best_scored(found)
     if chosen is not None:
         rows.append(("next", f"[bold cyan]dct steer {escape(chosen['folder'])} --rank 1[/bold cyan]"))
+    elif scored is not None:
+        rows.append(("next", f"[bold cyan]dct rank {escape(scored['folder'])}[/bold cyan]  has replies judged"))
     terminal.summary(f"{len(found)} fits, {took}", rows)
