@@ -72,6 +72,8 @@ SETTINGS = {
     "earlier": Setting({}, shift=-0.125),
     "later": Setting({}, shift=0.125),
     "linear": Setting({"method": "linear"}),
+    "quadratic": Setting({"method": "quadratic"}),
+    "quadratic, equal passes": Setting({"method": "quadratic", "iterations": 3}),
     "random": Setting(None),
     "random, lambda 0.5": Setting(None, ratio=0.5),
 }

@@ -74,7 +74,6 @@ def locate_non_finite(
 # --- readout ----------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def readout(lm: LanguageModel, stream: Float[Tensor, "batch width"]) -> Float[Tensor, "batch vocabulary"]:
     """Logits of streams that have left the last block, by the model's own final norm, head and soft-capping:
     logits = head(norm(h_L)).
@@ -86,9 +85,16 @@ def readout(lm: LanguageModel, stream: Float[Tensor, "batch width"]) -> Float[Te
     Raises:
         DctError: the model's logits are no function of the stream that leaves its last block.
     """
+    with torch.no_grad():
+        return readout_with_gradient(lm, stream)
+
+
+def readout_with_gradient(lm: LanguageModel, stream: Float[Tensor, "batch width"]) -> Float[Tensor, "batch vocabulary"]:
+    """The same, as a function of the stream that can be differentiated."""
     lm.require(range(0), ends=True)
     if lm.stands_aside is None:
-        lm.stands_aside = _reads_out(lm)
+        with torch.no_grad():
+            lm.stands_aside = _reads_out(lm)
     return _read_out(lm, stream, lm.stands_aside)
 
 

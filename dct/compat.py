@@ -128,6 +128,19 @@ def tokens_in(cache: Any) -> int | None:
         return None
 
 
+def cache_argument() -> str:
+    """What transformers' `generate` calls the cache that it is to go on from, and gives back in its results."""
+    fields = getattr(importlib.import_module("transformers.generation"), "GenerateDecoderOnlyOutput", None)
+    if fields is None:
+        raise _missing("transformers", "generation.GenerateDecoderOnlyOutput")
+    return next(name for name in CACHES if name in fields.__dataclass_fields__)
+
+
+def cache_of(out: Any) -> Any:
+    """The cache that `generate` gives back."""
+    return getattr(out, cache_argument())
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Whether a module keeps its matrices as (in, out): GPT-2's kind of linear layer, and some fused experts."""
     from transformers.pytorch_utils import Conv1D

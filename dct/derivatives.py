@@ -138,13 +138,16 @@ class Derivatives:
         value, gradient = self._batched("value_and_gradient", rows, *inputs)
         return value, gradient
 
-    def second(self, v: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim_out"]:
-        """T2(., v, v): the second derivative of f(eps v) at eps = 0, by forward mode in forward mode."""
+    def second(
+        self, v: Float[Tensor, "rows dim"], w: Float[Tensor, "rows dim"] | None = None
+    ) -> Float[Tensor, "rows dim_out"]:
+        """T2(., v, w), without w T2(., v, v): the second derivative of f(eps v + del w), by forward mode in forward
+        mode."""
 
-        def curvature(theta: Tensor, v: Tensor) -> Tensor:
-            return torch.func.jvp(lambda at: self._along(at, v), (theta,), (v,))[1]
+        def curvature(theta: Tensor, v: Tensor, w: Tensor) -> Tensor:
+            return torch.func.jvp(lambda at: self._along(at, v), (theta,), (w,))[1]
 
-        return self._at_zero("second", curvature, v)
+        return self._at_zero("second", curvature, v, v if w is None else w)
 
     def second_transposed(
         self, u: Float[Tensor, "rows dim_out"], v: Float[Tensor, "rows dim"]

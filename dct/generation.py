@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 
+from dct import compat
 from dct.batching import in_batches
 from dct.errors import DctError
 from dct.model import LanguageModel
 from dct.steering import steer
+from dct.thinning import Rows, thinned, thins
 
 OnToken = Callable[[int, str], None]
 """Called with a row of the batch and its completion so far, every time it grows."""
@@ -159,6 +161,7 @@ def _settings(lm: LanguageModel, pad: int, ends: set[int], max_new_tokens: int, 
         eos_token_id=sorted(ends) or None,
         num_beams=1,
         use_cache=True,
+        return_dict_in_generate=True,
         **draws if temperature > 0 else {"do_sample": False},
     )
 
@@ -207,9 +210,9 @@ def _generate(
     pad, ends = _pad(lm)
     if temperature > 0:
         torch.manual_seed(seed)
-    streamer = None if on_token is None else _Streamer(lm, len(rows), on_token)
+    watched = {} if on_token is None else {"streamer": _Streamer(lm, len(rows), on_token)}
     settings = _settings(lm, pad, ends, max_new_tokens, temperature)
-    out = _passed(lm, rows, vectors, layer, tokens, settings, streamer=streamer)
+    out = _passed(lm, rows, vectors, layer, tokens, settings, **watched)
     texts = []
     for row in out.tolist():
         stop = next((k for k, token in enumerate(row) if token in ends), len(row))
@@ -249,27 +252,75 @@ def _passed(
     settings: GenerationConfig,
     **hooks: Any,
 ) -> Tensor:
-    """What `generate` puts behind each row, padded where a row ended before others."""
-    pad, longest = settings.pad_token_id, max(len(r) for r in rows)
-    # Padding goes to the left, is masked, and is not steered.
+    """What `generate` puts behind each row, padded where a row ended before others. Rows that have ended are dropped,
+    unless somebody watches the rows or draws them."""
+    all_rows = _padded(lm, rows, settings.pad_token_id)
+
+    def call(some: Rows, settings: GenerationConfig, criteria: StoppingCriteriaList, **hooks: Any) -> Any:
+        """As `Call`, steered."""
+        chosen = None if vectors is None else vectors[some.places.to(vectors.device)]
+        return _called(lm, some, chosen, layer, tokens, settings, stopping_criteria=criteria, **hooks)
+
+    if hooks or settings.do_sample or len(rows) == 1 or not drops_rows(lm):
+        out = call(all_rows, settings, hooks.pop("stopping_criteria", StoppingCriteriaList()), **hooks)
+        said: Tensor = out.sequences[:, all_rows.ids.shape[1] :]
+        return said
+    return thinned(call, all_rows, settings, end_ids(lm))
+
+
+def _padded(lm: LanguageModel, rows: list[list[int]], pad: int) -> Rows:
+    """Padding goes to the left, is masked, and is not steered."""
+    longest = max(len(r) for r in rows)
     ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=lm.device)
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
+    return Rows(ids, mask, torch.arange(len(rows), device=lm.device))
+
+
+def _called(
+    lm: LanguageModel,
+    rows: Rows,
+    vectors: Tensor | None,
+    layer: int,
+    tokens: str,
+    settings: GenerationConfig,
+    **hooks: Any,
+) -> Any:
+    """One call of `generate`, steered."""
+    cache = {} if rows.cache is None else {compat.cache_argument(): rows.cache}
     with (
         nullcontext() if vectors is None else steer(lm, vectors, layer, tokens) as steering,
         _instead(lm, settings),
         _contiguous_head(lm),
     ):
         out = lm.model.generate(  # type: ignore[operator]
-            ids, attention_mask=mask, generation_config=settings, **hooks
+            rows.ids, attention_mask=rows.mask, generation_config=settings, **cache, **hooks
         )
-    read = out.shape[1] - longest - 1  # the last token is not read any more
+    # The last token is not read any more; the first of a call that goes on is the last of the call before.
+    read = out.sequences.shape[1] - rows.ids.shape[1] - (rows.cache is None)
     if steering is not None and steering.generated != max(0, read):
         raise DctError(
             f"{lm.name} reads what it generates in a way that dct does not follow ({steering.generated} tokens instead "
             f"of {read}): it cannot be steered while it generates"
         )
-    said: Tensor = out[:, longest:]
-    return said
+    return out
+
+
+def drops_rows(lm: LanguageModel) -> bool:
+    """Whether rows may be dropped from a batch while others go on; found once, on the model's logits (see `thins`)."""
+    if lm.drops_rows is None:
+        pad, ends = _pad(lm)
+        settings = _settings(lm, pad, ends, 4, 0.0)
+        settings.update(output_logits=True, min_new_tokens=4)
+        ids = [(7 * k + 1) % lm.vocabulary for k in range(6)]
+        second = ids[2:] if ignores_padding(lm) else ids[::-1]
+        two = _padded(lm, [ids, second], pad)
+
+        def call(rows: Rows, settings: GenerationConfig, _: StoppingCriteriaList) -> Any:
+            """As `Call`, unsteered."""
+            return _called(lm, rows, None, 0, "all", settings)
+
+        lm.drops_rows = thins(call, settings, two.ids, two.mask)
+    return lm.drops_rows
 
 
 PROBE = 16

@@ -66,6 +66,8 @@ class LanguageModel:
     """Whether logits can be read out with its blocks standing aside; known once that was tried (see `blocks`)."""
     ignores_padding: bool | None = field(init=False, repr=False, default=None)
     """Whether padding leaves alone what it says; known once prompts were completed together (see `generation`)."""
+    drops_rows: bool | None = field(init=False, repr=False, default=None)
+    """Whether rows of a batch may be dropped while it goes on with others; known likewise."""
     sites: list[Any] | None = field(init=False, repr=False, default=None)
     """What its blocks add to the stream; known once something was ablated (see `writers`)."""
     verified: set[tuple[str, int, int]] = field(init=False, repr=False, default_factory=set)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dct.blocks import readout
+from dct.blocks import readout, readout_with_gradient
 from dct.calibration import random_directions
 from dct.derivatives import Derivatives
 from dct.model import LanguageModel
@@ -120,6 +120,28 @@ def target_names(
     moved = moved - moved.mean(1, keepdim=True)
     z = moved[NULL:] / _floored(moved[:NULL].std(0))
     return [Name(_tokens(lm, one, words), _tokens(lm, -one, words)) for one in z]
+
+
+def token_direction(
+    lm: LanguageModel, token: int, target: int, rows: Sequence[Sequence[int]]
+) -> Float[Tensor, " width"]:
+    """The unit direction at the target layer that makes a token likelier: what `target_names` measures, from its other
+    end,
+
+        u = J' w / |J' w|     w = mean_p |h_p| d (logit(token) - mean logit) / dh at h_p     J = d h_L / d h_t
+
+    so w is the token's row of the head less the mean row, through the derivative of the final norm.
+    """
+    first = min(target, lm.depth - 1)
+    slice_ = Slice(lm, rows, first, lm.depth, positions=1)
+    streams = slice_.unsteered.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = readout_with_gradient(lm, streams)
+        possible = torch.isfinite(logits)
+        centred = logits[:, token] - torch.where(possible, logits, 0.0).sum(1) / possible.sum(1)
+        [slopes] = torch.autograd.grad(centred.sum(), streams)
+    w = (slice_.unsteered.norm(dim=1, keepdim=True) * slopes).mean(0)
+    return normalize(w if target == lm.depth else Derivatives(slice_, lm.width).vjp(w[None])[0], dim=0)
 
 
 @torch.no_grad()

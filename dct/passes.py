@@ -16,9 +16,9 @@ PASS_TOKENS = {"cpu": 1024, "cuda": 65536, "mps": 16384}
 PASS_TOKENS_AT_ZERO = {**PASS_TOKENS, "cpu": 2048}
 """The same for passes whose rows keep nothing and share the unsteered pass among them."""
 
-PASS_WORK = {"cuda": 2**35, "mps": 2**33}
-"""Tokens times squared width, about a 24th of a block's operations, at which a GPU is taken to be busy: 2,048 tokens of
-a 7B model, by calculation a millisecond of products a block on an H100. More would take memory for little."""
+PASS_WORK = {"cuda": 5 * 2**33, "mps": 2**33}
+"""Tokens times squared width, about a 24th of a block's operations, at which a GPU is taken to be busy: 2,560 tokens of
+a 7B model. Twice as many were 10% faster on an H200, and took 3 GB more (docs/performance.md)."""
 
 LANES = 4
 """Lanes, at most: parts of a pass that run at the same time, each on threads of its own, on a CPU. Python serves one of

@@ -15,6 +15,7 @@ from torch import Tensor
 from dct.calibration import nonlinearity
 from dct.candidates import candidates
 from dct.derivatives import Derivatives
+from dct.eigenrun import LIKE, METHOD
 from dct.factors import Factors
 from dct.fits.shared.strengths import gram
 from dct.fitting import decided
@@ -90,7 +91,7 @@ class Again:
         if calibrated:
             [(_, ratio)] = nonlinearity(slice_, slice_.dim, [self.factors.scale], seed=info.get("seed", 0))
             checks.append(_number("non-linearity at R", ratio, calibrated, self.allowed))
-        how = method(info["method"])
+        how = method(LIKE if info["method"] == METHOD else info["method"])
         chosen = sorted(random.Random(self.seed).sample(range(len(self.factors)), min(self.sample, len(self.factors))))
         caused = how.caused(_job(slice_, how, self.factors), self.factors.V[chosen].to(slice_.device)).cpu()
         return [*checks, self._directions(caused, chosen), *self._strengths(how, caused, chosen)]

@@ -16,11 +16,18 @@ from torch import Tensor
 from dct.estimate import completions_seconds
 from dct.generation import complete, completion_bytes
 from dct.journal import Journal
+from dct.memory import available
 from dct.model import LanguageModel
 from dct.team import current
 
 AT_ONCE = 64
-"""Completions at a time."""
+"""Completions at a time on a CPU, whose products they fill."""
+
+MOST_AT_ONCE = 512
+"""Completions at a time on a GPU at most: there a step takes as long for a few rows as for some hundred."""
+
+ASKED = 128
+"""Tokens that a prompt is taken to have before it is known."""
 
 UNSTEERED = "unsteered"
 
@@ -52,6 +59,14 @@ Asked = tuple[Push | None, str]
 """A prompt, and what is pushed while it is completed; None for nothing."""
 
 
+def at_once(lm: LanguageModel, length: int) -> int:
+    """Completions of so many tokens that are made together: on a GPU as many as half of what is free there holds."""
+    if lm.device.type == "cpu":
+        return AT_ONCE
+    fit = available(lm.device, lm.memory) // (2 * completion_bytes(lm, 1, length + ASKED))
+    return max(1, min(MOST_AT_ONCE, fit))
+
+
 class Replies:
     """Greedy replies of a model, each made once.
 
@@ -59,7 +74,7 @@ class Replies:
         lm: the model.
         length: tokens of a reply, at most.
         system: system message.
-        batch: replies at a time, in each process.
+        batch: replies at a time, in each process; left out, see `at_once`.
         journal: where they are kept; left out, nowhere.
         on_rows: told how many more are there.
     """
@@ -70,11 +85,12 @@ class Replies:
         length: int,
         *,
         system: str | None = None,
-        batch: int = AT_ONCE,
+        batch: int | None = None,
         journal: Journal | None = None,
         on_rows: Callable[[int], None] | None = None,
     ) -> None:
-        self.lm, self.length, self.system, self.batch = lm, length, system, batch
+        self.lm, self.length, self.system = lm, length, system
+        self.batch = at_once(lm, length) if batch is None else batch
         self.journal, self.on_rows = journal, on_rows
         self.known: dict[str, str] = {} if journal is None else journal.known
         self._of = json.dumps([lm.fingerprint, str(lm.dtype), length])
@@ -120,16 +136,16 @@ class Replies:
         Args:
             tokens: of a reply; left out, as many as it may have.
         """
-        ids = [self.ids(prompt) for prompt in prompts[:AT_ONCE]]
-        ids = [ids[k % len(ids)] for k in range(AT_ONCE)]
+        ids = [self.ids(prompt) for prompt in prompts[: self.batch]]
+        ids = [ids[k % len(ids)] for k in range(self.batch)]
 
         def say(size: int, tokens: int) -> None:
             """Completions under no vector, for timing."""
             none = torch.zeros(size, self.lm.width)
             complete(self.lm, ids[:size], none, 0, max_new_tokens=tokens, batch=size)
 
-        spent = completions_seconds(say, rows, AT_ONCE, tokens or self.length, self.lm.device)
-        return spent, completion_bytes(self.lm, AT_ONCE, self.length + max(map(len, ids)))
+        spent = completions_seconds(say, rows, self.batch, tokens or self.length, self.lm.device)
+        return spent, completion_bytes(self.lm, self.batch, self.length + max(map(len, ids)))
 
     def _make(self, keys: Sequence[str], asked: Sequence[Asked]) -> None:
         """Completes some prompts, at one layer."""

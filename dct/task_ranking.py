@@ -21,7 +21,7 @@ from dct.halving import Contest, Mark, completions, rounds
 from dct.model import LanguageModel
 from dct.openings import SORRY, SURE, chosen_words
 from dct.ranking import UNWATCHED, Watch, multiples
-from dct.replies import AT_ONCE, Push, Replies
+from dct.replies import Push, Replies
 from dct.scoring import Effect, Scorer
 from dct.settings import ContestSettings, RankSettings
 from dct.tasks import Question, Task
@@ -48,13 +48,14 @@ def examine(
     *,
     system: str | None = None,
     max_new_tokens: int = 64,
-    batch: int = AT_ONCE,
+    batch: int | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Bool[Tensor, "vectors questions"]:
     """Which questions are answered rightly under which vector: greedy completions, all rows in batches.
 
     Args:
         vectors: what is added to hidden_states[layer], as it stands (pass R v; zeros leave the model alone).
+        batch: completions at a time; left out, see `dct.replies.at_once`.
         on_rows: told how many completions have been judged.
     """
     exam = _exam(Replies(lm, max_new_tokens, system=system, batch=batch, on_rows=on_rows))

@@ -41,6 +41,7 @@ COMMANDS = [
         "chat",
         "serve",
         "judge",
+        "spectrum",
         "ablate",
         "export",
         "bench",

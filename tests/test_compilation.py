@@ -21,13 +21,15 @@ def vectors(rows: int) -> torch.Tensor:
     return 3 * normalize(torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(rows)), dim=1)
 
 
-def test_auto_compiles_only_what_takes_long():
-    assert not pays("auto", PAYS_AFTER / 2)
-    assert pays("auto", PAYS_AFTER * 2)
-    assert pays("on", 0.0)
-    assert not pays("off", PAYS_AFTER * 2)
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_auto_compiles_only_what_takes_long(kind):
+    device, enough = torch.device(kind), PAYS_AFTER.get(kind, PAYS_AFTER["cpu"])
+    assert not pays("auto", enough / 2, device)
+    assert pays("auto", enough * 2, device)
+    assert pays("on", 0.0, device)
+    assert not pays("off", enough * 2, device)
     with pytest.raises(UsageError, match="auto, on, off"):
-        pays("maybe", 0.0)
+        pays("maybe", 0.0, device)
 
 
 @pytest.mark.slow

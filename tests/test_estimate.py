@@ -162,7 +162,7 @@ def test_batch_is_what_free_memory_holds(make_lm, monkeypatch):
     assert slice_.value_batch == widest
 
 
-@pytest.mark.parametrize(("width", "tokens"), [(64, 65536), (2048, 8192), (4096, 2048), (8192, 512)])
+@pytest.mark.parametrize(("width", "tokens"), [(64, 65536), (2048, 10240), (4096, 2560), (8192, 640)])
 def test_a_gpu_is_given_no_more_than_keeps_it_busy(make_lm, monkeypatch, width, tokens):
     slice_ = dct.Slice(make_lm("llama"), PROMPTS, 1, 4)
     monkeypatch.setattr(dct.Slice, "device", property(lambda _: torch.device("cuda")))

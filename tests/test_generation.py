@@ -7,11 +7,11 @@ import torch
 from conftest import CONFIGS, VOCABULARY, WIDTH, random_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 import dct
 from dct import DctError
-from dct.generation import complete, end_ids
+from dct.generation import complete, drops_rows, end_ids
 
 # Mixed lengths, so that batches are padded, and longer than the sliding window of 6.
 IDS = [[1, 5, 9, 20, 31, 7, 8, 9, 44, 45], [1, 5, 66, 67], [1, 80, 81, 82, 83, 84, 85]]
@@ -145,6 +145,47 @@ def test_completion_stops_before_an_end_token(third_token_ends):
     assert texts[0] == lm.tokenizer.decode(said[:2], skip_special_tokens=True)
     assert seen[0] == texts[0]
     assert [len(text.split()) for text in texts] == [2, NEW, NEW]
+
+
+def test_rows_that_have_ended_are_dropped(lm, monkeypatch):
+    """The others go on as if they had been alone, each under its own vector, in a batch that has become thinner."""
+    theta = 3 * vectors()
+    alone = [greedy(lm, ids, v, 2).split() for ids, v in zip(IDS, theta, strict=True)]
+    end = next(word for word in alone[1] if word not in alone[2])  # ends the second row; the third goes on
+    wanted = [" ".join(words[: words.index(end)] if end in words else words) for words in alone]
+    monkeypatch.setattr(lm.model.generation_config, "eos_token_id", int(end[1:]))
+    drops_rows(lm)  # tried once, with rows of its own
+    rows: list[int] = []
+    handle = lm.layers[0].register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(args[0])), with_kwargs=True)
+    try:
+        assert complete(lm, IDS, theta, 2, max_new_tokens=NEW) == wanted
+    finally:
+        handle.remove()
+    assert wanted[1] != wanted[2]
+    assert rows[0] == 3 or not lm.ignores_padding
+    assert rows[-1] < rows[0] or not lm.drops_rows
+    assert lm.drops_rows
+
+
+def test_a_cache_that_cannot_drop_rows_goes_on_with_all(llama, monkeypatch):
+    theta = 3 * vectors()
+    wanted = complete(llama, IDS, theta, 2, max_new_tokens=NEW)
+    llama.drops_rows = None
+    monkeypatch.delattr("transformers.cache_utils.Cache.batch_select_indices")
+    assert complete(llama, IDS, theta, 2, max_new_tokens=NEW) == wanted
+    assert llama.drops_rows is False
+
+
+def test_a_cache_that_drops_the_wrong_rows_is_found_out(llama, monkeypatch):
+    theta = 3 * vectors()
+    wanted = complete(llama, IDS, theta, 2, max_new_tokens=NEW)
+    llama.drops_rows = None
+    right = DynamicCache.batch_select_indices
+    monkeypatch.setattr(
+        "transformers.cache_utils.Cache.batch_select_indices", lambda cache, kept: right(cache, kept - 1)
+    )
+    assert complete(llama, IDS, theta, 2, max_new_tokens=NEW) == wanted
+    assert llama.drops_rows is False
 
 
 def test_end_tokens_are_the_models_and_the_tokenizers(third_token_ends):

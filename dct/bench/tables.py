@@ -17,6 +17,7 @@ class Report:
         rows: the table: one dictionary of JSON values a row, all with the same keys as the first or fewer.
         sentences: what the table says.
         notes: what its columns are, and what was left out.
+        hidden: columns that only files have.
     """
 
     experiment: str
@@ -24,6 +25,7 @@ class Report:
     rows: list[dict[str, Any]]
     sentences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    hidden: Sequence[str] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -33,7 +35,7 @@ class Report:
     @property
     def shown(self) -> list[str]:
         """Those that a table for people has: an error stands behind what it is the error of."""
-        return [name for name in self.columns if not name.endswith("error")]
+        return [name for name in self.columns if not name.endswith("error") and name not in self.hidden]
 
     def text(self, row: dict[str, Any], name: str) -> str:
         """A cell of such a table."""
@@ -55,10 +57,29 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
-SHARES = ("flipped", "complies", "share", "chosen by", "recovered", "none whole")
+SHARES = (
+    "flipped",
+    "complies",
+    "share",
+    "chosen by",
+    "recovered",
+    "none whole",
+    "> 0.9",
+    "> 0.99",
+    "hits",
+    "settled",
+)
 """Columns that are shares of one."""
 
-FORMATS = {"gain": "+.2f", "damage": ".3f", "mean |cos|": ".2f", "std |cos|": ".2f", "change of V": ".1g"}
+FORMATS = {
+    "gain": "+.2f",
+    "damage": ".3f",
+    "mean |cos|": ".2f",
+    "std |cos|": ".2f",
+    "change of V": ".1g",
+    "cosine": ".3f",
+    "random": ".3f",
+}
 """How other numbers are written; three digits where nothing is said."""
 
 

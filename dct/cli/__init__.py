@@ -50,9 +50,9 @@ def _helped(words: list[str]) -> bool:
         function = getattr(module, words[0], None)
         if function is None:  # no command, or a group of them
             return False
-        from dct.cli.signature import command_page
+        from dct.cli.signature import command_page, own_commands
 
-        page = command_page(f"dct {words[0]}", function)
+        page = command_page(f"dct {words[0]}", function, own_commands(module))
     if sys.stdout is not None:
         sys.stdout.write(page)
     return True

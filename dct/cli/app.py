@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from dct.cli.commands import ABOUT, COMMANDS, overview
 from dct.cli.flags import spoken
 from dct.cli.pages import page
-from dct.cli.signature import HELP, command_page, groups, parameters
+from dct.cli.signature import HELP, Parameter, command_page, groups, parameters
 from dct.cli.streams import fail, say
 from dct.declaration import Choice, Settings
 from dct.errors import DctError, UsageError
@@ -35,10 +35,17 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The page of a group."""
-        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, command.get_short_help_str(200)) for name, command in named if command is not None]
+        rows = self.rows(ctx)
+        if self.invoke_without_command:  # a command itself
+            formatter.write(command_page(ctx.command_path, inspect.unwrap(self.callback), rows))  # type: ignore[arg-type]
+            return
         usage = f"{ctx.command_path} [OPTIONS] COMMAND [ARGS]..."
         formatter.write(page(usage, self.help or "", [("Options", [HELP]), ("Commands", rows)]))
+
+    def rows(self, ctx: Any) -> list[tuple[str, str]]:
+        """Its commands, each with a line about it."""
+        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        return [(name, command.get_short_help_str(200)) for name, command in named if command is not None]
 
 
 class Application(Group):
@@ -55,10 +62,15 @@ class Application(Group):
         if cmd_name not in self.commands:
             module = import_module(f"dct.cli.{cmd_name}")
             several: dict[str, Callable[..., None]] | None = getattr(module, "COMMANDS", None)
-            options = {} if several is None else {"cls": Group, "help": COMMANDS[cmd_name], "no_args_is_help": True}
-            built = typer.Typer(name=cmd_name, add_completion=False, **options)  # type: ignore[arg-type]
+            options: dict[str, Any] = {} if several is None else {"cls": Group, "help": COMMANDS[cmd_name]}
+            if several is not None and "" not in several:
+                options["no_args_is_help"] = True
+            built = typer.Typer(name=cmd_name, add_completion=False, **options)
             for name, function in (several or {cmd_name: getattr(module, cmd_name)}).items():
-                built.command(name, cls=Command)(for_typer(function))
+                if name:
+                    built.command(name, cls=Command)(for_typer(function))
+                else:  # what the group does without a further word
+                    built.callback(invoke_without_command=True)(for_typer(function))
             self.commands[cmd_name] = typer.main.get_command(built)
         return self.commands[cmd_name]
 
@@ -103,6 +115,9 @@ def for_typer(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(ctx: Any, **values: Any) -> None:
+        if ctx.invoked_subcommand is not None:
+            _refuse_before(ctx, [p for p in told if p.name in values])
+            return
         given = {p.name: values[p.name] for p in told if p.positional}
         for name, group in taken.items():
             chosen = {p.name: values[p.name] for p in told if p.group is group}
@@ -140,6 +155,21 @@ def for_typer(function: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {p.name: p.annotation for p in signature}
     run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     return run
+
+
+def _refuse_before(ctx: Any, options: Sequence[Parameter]) -> None:
+    """Refuses options of a command that stand before one of its own commands, which would pass over them.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for p in options:
+        if getattr(ctx.get_parameter_source(p.name), "name", "") == "COMMANDLINE":
+            name = ctx.invoked_subcommand
+            raise UsageError(
+                f"{p.flags[0].split('/')[0]} stands before {name}: put options behind it (see `{ctx.command_path} "
+                f"{name} --help`)"
+            )
 
 
 def _settings(ctx: Any, group: type[Settings], values: dict[str, Any]) -> Settings:

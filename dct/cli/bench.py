@@ -8,6 +8,7 @@ from dct.aliases import DEMO
 from dct.cli.asked import note_repeated
 from dct.cli.costs import announce, as_estimate
 from dct.cli.judge import own_options
+from dct.cli.planted import planted
 from dct.cli.reports import clock, conclude, show
 from dct.cli.tasks import OWN, TaskChoice
 from dct.cli.terminal import Terminal, command
@@ -77,6 +78,9 @@ def bench(
     terminal.result(content)
 
 
+COMMANDS = {"": bench, "planted": planted}
+
+
 def _subject(
     terminal: Terminal,
     asked: tuple[ModelSettings, LayerSettings, BenchPromptSettings],
@@ -95,7 +99,7 @@ def _subject(
         check_layers(layers.source, layers.target)
     name = model.model
     organism = organism_folder(name)
-    planted = organism is not None and judge == JudgeSettings()
+    known = organism is not None and judge == JudgeSettings()
 
     def origin(kind: str) -> str:
         if organism is not None and name != DEMO:
@@ -123,7 +127,7 @@ def _subject(
         harmful=harmful.texts,
         harmless=mild.texts,
         task=skill,
-        judge=organism_judge() if planted else Reader(kind(lm if kind.uses_model else None, **given)),
+        judge=organism_judge() if known else Reader(kind(lm if kind.uses_model else None, **given)),
         words=(options.positive, options.negative),
         system=prompts.system,
         ratio=options.ratio,

@@ -21,6 +21,7 @@ COMMANDS = {
     "chat": "Talk to the model with vectors acting, beside the model left alone, and change them as you go.",
     "serve": "Serve the model to programs that speak OpenAI's protocol, each request with vectors of its own.",
     "judge": "Say what each reply in a file does: complies, refuses or neither, and whether it is coherent.",
+    "spectrum": "Show which input directions act together on an output: eigenvectors of a slice's second derivatives.",
     "ablate": "Project directions out of every matrix that writes into the residual stream; compare before and after.",
     "export": "Write vectors as files that llama.cpp, PEFT, transformers, vLLM or numpy read, with a card.",
     "bench": "Measure what the vectors of each fit elicit: six experiments, as tables and figures.",

@@ -186,7 +186,7 @@ class FitJob:
         """
         from dct.compilation import pays
 
-        if not pays(self.recipe.slice.compile, seconds):
+        if not pays(self.recipe.slice.compile, seconds, slice_.device):
             return "off"
         began = time.monotonic()
         try:

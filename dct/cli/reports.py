@@ -23,7 +23,7 @@ def show(terminal: Terminal, report: "Report") -> None:
                 name,
                 justify="left" if isinstance(first.get(name), str) else "right",
                 overflow="fold",
-                no_wrap=name in ("method", "direction"),
+                no_wrap=name in ("method", "direction", "map"),
             )
         for row, following in zip(report.rows, [*report.rows[1:], None], strict=True):
             table.add_row(
@@ -44,7 +44,7 @@ def show(terminal: Terminal, report: "Report") -> None:
 
 def _group(row: dict[str, Any]) -> list[Any]:
     """What rows that belong together have in common."""
-    return [row.get(name) for name in ("method", "operation", "side")]
+    return [row.get(name) for name in ("method", "operation", "side", "map", "true")]
 
 
 def conclude(

@@ -4,7 +4,7 @@ A parameter of a command is a positional argument, or a group of settings whose 
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -124,15 +124,18 @@ def _options(group: type[Settings]) -> Iterator[Parameter]:
 
 
 def _as_text(value: Any) -> Any:
-    return ",".join(x if isinstance(x, str) else f"{x:g}" for x in value) if isinstance(value, tuple) else value
+    if not isinstance(value, tuple):
+        return value
+    return ",".join(one if isinstance(one, str) else f"{one:g}" for one in value)
 
 
-def command_page(path: str, function: Callable[..., Any]) -> str:
+def command_page(path: str, function: Callable[..., Any], commands: Sequence[tuple[str, str]] = ()) -> str:
     """The help page of a command.
 
     Args:
         path: what the user types, such as "dct fit".
         function: the command; its docstring says what it does.
+        commands: its own commands, each with a line about it.
     """
     every = list(parameters(function))
     arguments = [
@@ -144,9 +147,16 @@ def command_page(path: str, function: Callable[..., Any]) -> str:
             title = FIRST if p.declared.first else p.group.title
             panels.setdefault(title, []).append((_named(p), described(p)))
     panels.setdefault("Output", []).append(HELP)
-    usage = " ".join([path, "[OPTIONS]", *(names for names, _ in arguments)])
+    panels["Commands"] = list(commands)
+    usage = " ".join([path, "[OPTIONS]", *(names for names, _ in arguments), *(["[COMMAND]"] if commands else [])])
     example = next((p.variable for p in every if p.group is not None and p.declared.first), "DCT_QUIET")
     return page(usage, inspect.getdoc(function) or "", list(panels.items()), EPILOG.format(variable=example))
+
+
+def own_commands(module: Any) -> list[tuple[str, str]]:
+    """The commands of a command's own, with the first sentence of each: what its module names in `COMMANDS`."""
+    told = {name: inspect.getdoc(function) or "" for name, function in getattr(module, "COMMANDS", {}).items() if name}
+    return [(name, text.split("\n\n")[0].replace("\n", " ")) for name, text in told.items()]
 
 
 def _named(p: Parameter) -> str:

@@ -154,6 +154,11 @@ class Plot:
             f'<text class="note" x="{WIDTH - RIGHT - 2}" y="{up:.1f}" text-anchor="end">{escape(label)}</text>'
         )
 
+    def beside(self, x: float, y: float, label: str) -> None:
+        """Words to the right of a point."""
+        right, at = self.place(x, y)
+        self.parts.append(f'<text class="note" x="{right + 7:.1f}" y="{at + 4:.1f}">{escape(label)}</text>')
+
     def spans(self, rows: Sequence[tuple[str, float, float, float]]) -> None:
         """Values with their intervals (name, value, low, high), one under the other, each under its name."""
         for k, (name, value, low, high) in enumerate(rows):

@@ -121,6 +121,62 @@ def resemblances(found: Mapping[str, Any], best: str) -> list[Named]:
     return made
 
 
+ROOM = 2.0
+"""How far beyond its last point the axis of a plot goes that has words there, as a factor."""
+
+
+def recovery(rows: Sequence[Mapping[str, Any]]) -> list[Named]:
+    """Share of planted factors that are recovered, by their number as a multiple of the width: a plot for each map and
+    width, in it a line for each number of learned factors for a true one."""
+    found: dict[tuple[str, int], dict[float, list[tuple[float, float]]]] = {}
+    for row in rows:
+        lines = found.setdefault((row["map"], row["width"]), {})
+        lines.setdefault(row["of true"], []).append((row["of width"], row["> 0.9"]))
+    made = []
+    for (kind, width), lines in found.items():
+        places = [at for points in lines.values() for at, _ in points]
+        x = Axis("true factors / width", min(places) / 1.15, max(places) * ROOM, log=True)
+        says = "share of true factors with a cosine above 0.9 to a learned one; the level is 90%"
+        plot = Plot(x, Axis("recovered", 0.0, 1.05, share=True), says)
+        plot.level(0.9, "")
+        above = -1.0
+        for learned, points in sorted(lines.items(), key=lambda item: item[1][-1][1]):
+            plot.line(points)
+            told = [f"{learned:g} learned for a true one, {at:g} times the width: {share:.0%}" for at, share in points]
+            plot.dots(points, "", told)
+            above = max(points[-1][1], above + 0.085)  # words keep apart
+            plot.beside(points[-1][0], above, f"{learned:g} learned")
+        made.append((f"{kind}, width {width}", plot))
+    return made
+
+
+def spectrum(content: Mapping[str, Any]) -> Named | None:
+    """Signed eigenvalues of an output's interactions, with the edge of a random matrix of the same norm; of terms, how
+    much each leaves out. None where there are fewer than two."""
+    if content.get("terms"):
+        left = [(float(k), one["left"]) for k, one in enumerate(content["terms"], start=1)]
+        if len(left) < 2:
+            return None
+        x, y = Axis("terms", 1.0, float(len(left))), Axis("left out", 0.0, 1.0, share=True)
+        return "How many terms?", curve(left, x, y, "relative error of the reconstruction by number of terms", None)
+    values = sorted(content.get("values") or [], reverse=True)
+    if len(values) < 2:
+        return None
+    edge, other = content["chance"]["edge"], sorted(content["random_output"]["values"], reverse=True)
+    rank, chance = content["rank"] or f"more than {len(values)}", content["chance"]["rank"]
+    says = (
+        f"{rank} eigenvectors tell it to {content['correlation']:g}, of a random matrix {chance}; signed eigenvalues; "
+        "dashed, those of a random output; level, the largest of a random matrix of the same norm"
+    )
+    y = Axis.over([*values, *other, edge, -edge], "eigenvalue")
+    plot = Plot(Axis("eigenvector, by eigenvalue", 1.0, float(len(values))), y, says)
+    plot.line([(float(k), v) for k, v in enumerate(other, start=1)], "random")
+    plot.dots([(float(k), v) for k, v in enumerate(values, start=1)])
+    plot.level(edge, "random matrix")
+    plot.level(-edge, "")
+    return f"What acts together on {content['output']}?", plot
+
+
 # --- a grid of fits ---------------------------------------------------------------------------------------------------
 
 GRID = ("source", "target", "method", "lambda", "scale", "n", "seed", "model")

@@ -61,3 +61,15 @@ def spans(rows: Sequence[tuple[str, float, float, float]]) -> list[str]:
         line[round(value * room)] = POINT
         lines.append(f"{name:<{wide}} │{''.join(line)}│ {value:.0%}")
     return lines
+
+
+def bars(values: Sequence[float]) -> list[str]:
+    """Signed values, a line each, on both sides of zero."""
+    most, room = max(map(abs, values), default=0.0) or 1.0, WIDTH // 2
+    wide = len(str(len(values) - 1))
+    lines = []
+    for k, value in enumerate(values):
+        bar = "█" * max(1, round(abs(value) / most * room))
+        left, right = (bar, "") if value < 0 else ("", bar)
+        lines.append(f"{k:>{wide}} {left:>{room}}{RULE}{right}".rstrip())
+    return lines

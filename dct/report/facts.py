@@ -17,6 +17,7 @@ from dct.journal import records
 from dct.judging import LABELS, Judge, Reply, judge
 from dct.replies import UNSTEERED
 from dct.runs import Run
+from dct.spectrumfile import kept
 
 NEAREST = 5
 """Vectors that stand beside a vector as its nearest."""
@@ -45,6 +46,7 @@ class Facts:
         ranking: what `dct rank` wrote; None where it has not run.
         vectors: what is known of each, the best first (see `_vector`).
         unsteered: what the model says alone, by prompt.
+        spectra: what `dct spectrum` found, by output.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Facts:
     ranking: dict[str, Any] | None
     vectors: list[dict[str, Any]]
     unsteered: dict[str, str]
+    spectra: dict[str, Any]
 
     @property
     def judged(self) -> bool:
@@ -95,6 +98,7 @@ def gathered(run: Run, factors: Factors) -> Facts:
         ranking=ranking,
         vectors=vectors,
         unsteered={prompt: text[:LONGEST] for prompt, text in unsteered.items()},
+        spectra=kept(run, factors),
     )
 
 

@@ -171,6 +171,7 @@ def _plots(facts: Facts) -> list[Named]:
         _strengths(facts),
         _damage(facts),
         _scores(facts),
+        *map(figures.spectrum, facts.spectra.values()),
         *(figures.resemblances(ranking["resembles"], facts.vectors[0]["vector"]) if ranking.get("resembles") else []),
     ]
     plots = [plot for plot in made if plot is not None]

@@ -33,14 +33,18 @@ from dct.settings.output import (
     FitOutputSettings,
     JudgeOutputSettings,
     OutputSettings,
+    PlantedOutputSettings,
     RankOutputSettings,
     ReportOutputSettings,
     RunOutputSettings,
     ScanOutputSettings,
+    SpectrumOutputSettings,
     SteerOutputSettings,
     SweepOutputSettings,
 )
+from dct.settings.planted import PlantedSettings
 from dct.settings.scan import ScanSettings
+from dct.settings.spectrum import SpectrumSettings
 from dct.settings.sweep import (
     SweepExperimentSettings,
     SweepFitSettings,
@@ -95,6 +99,8 @@ __all__ = [
     "LayerSettings",
     "ModelSettings",
     "OutputSettings",
+    "PlantedOutputSettings",
+    "PlantedSettings",
     "PromptSettings",
     "RankOutputSettings",
     "RankPromptSettings",
@@ -112,6 +118,8 @@ __all__ = [
     "SelectSettings",
     "ServeSettings",
     "SliceSettings",
+    "SpectrumOutputSettings",
+    "SpectrumSettings",
     "SteerOutputSettings",
     "SteerSettings",
     "SweepExperimentSettings",

@@ -116,6 +116,16 @@ class BenchOutputSettings(OutputSettings):
 
 
 @dataclass(repr=False, eq=False, match_args=False)
+class PlantedOutputSettings(OutputSettings):
+    """Where the recovery of planted factors goes."""
+
+    command: ClassVar[str] = "planted"
+
+    out: Path = setting(Path("runs/bench-planted"), "Results folder.")
+    force: bool = setting(False, "Measure again what is on record.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
 class DemoOutputSettings(OutputSettings):
     """Where the tour goes."""
 
@@ -132,6 +142,16 @@ class ScanOutputSettings(OutputSettings):
 
     out: Path = setting(Path("scan.json"), "The scan; one that was cut goes on from this file.")
     plot: Path | None = setting(None, "Also draw it into this SVG file.")
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SpectrumOutputSettings(RunOutputSettings):
+    """Where a spectrum goes."""
+
+    command: ClassVar[str] = "spectrum"
+
+    out: Path | None = setting(None, "Also write the eigenvectors as a run to this folder: rank and steer take it.")
+    plot: Path | None = setting(None, PICTURE)
 
 
 @dataclass(repr=False, eq=False, match_args=False)

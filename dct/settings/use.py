@@ -31,13 +31,16 @@ def scales_of(text: str) -> tuple[float, ...]:
     return found
 
 
+def check_vector(name: str, value: str) -> None:
+    """A check: a vector's number."""
+    digits = value.strip().removeprefix("-")
+    if not digits.isdecimal() or len(digits) > 7:
+        raise UsageError(f"a vector is a number such as 17, or -17 for its opposite; got {value!r}", argument="vector")
+
+
 def _check_vectors(name: str, value: list[str]) -> None:
     for one in value:
-        digits = one.strip().removeprefix("-")
-        if not digits.isdecimal() or len(digits) > 7:
-            raise UsageError(
-                f"a vector is a number such as 17, or -17 for its opposite; got {one!r}", argument="vector"
-            )
+        check_vector(name, one)
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------

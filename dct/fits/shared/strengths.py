@@ -21,6 +21,9 @@ Matrix = Float[Tensor, "m d"]
 Outputs = Float[Tensor, "m d_out"]
 Vector = Float[Tensor, " m"]
 
+DECOMPOSED = 1024
+"""Factors up to which K is decomposed: beyond, that takes longer than everything else in an iteration."""
+
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda s: s,
     "quadratic": torch.square,
@@ -53,13 +56,45 @@ def strengths(kernel: str, V: Matrix, U: Outputs, b: Vector) -> Vector:
         b: inner product of each factor with the map: <u_l, J v_l>, <u_l, T2(., v_l, v_l)> or <u_l, R_S(v_l)>; (m,).
 
     Returns:
-        alpha, shape (m,), in float64.
+        alpha, shape (m,), in float64; of more than `DECOMPOSED` factors by `ridge`.
     """
+    return _least(gram(kernel, V, U), b.double())
+
+
+def _least(K: Float[Tensor, "m m"], b: Vector) -> Vector:
+    """K alpha = b, without what rounding leaves of factors that coincide."""
+    rounding = len(K) * torch.finfo(torch.float32).eps
+    if len(K) > DECOMPOSED:
+        # The eigenvalues of K are no larger than its rows' sums of absolute values (Gershgorin).
+        delta = float(K.abs().sum(1).max()) * rounding
+        # Once more on what the ridge has left over: of an eigenvalue k of K, (delta / (k + delta))^2 is still missing.
+        alpha = ridge(K, b, delta)
+        return alpha + ridge(K, b - K @ alpha, delta)
     # K = W diag(values) W', so alpha = W diag(1 / values) W' b, over the values above rounding: the pseudoinverse.
-    values, vectors = torch.linalg.eigh(gram(kernel, V, U))
-    kept = values > values[-1] * len(values) * torch.finfo(torch.float32).eps
+    values, vectors = torch.linalg.eigh(K)
+    kept = values > values[-1] * rounding
     inverse = torch.where(kept, 1 / values.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    return vectors @ (inverse * (vectors.T @ b.double()))
+    return vectors @ (inverse * (vectors.T @ b))
+
+
+def ridge(K: Float[Tensor, "m m"], b: Vector, delta: float, *, tolerance: float = 1e-6, most: int = 1000) -> Vector:
+    """(K + delta I) alpha = b by conjugate gradients (M. Hestenes and E. Stiefel, 1952), for many factors.
+
+    K is positive semidefinite. The ridge does what cutting small eigenvalues off does: factors that coincide share
+    their strength. `most` steps, or until the residual is `tolerance` of b.
+    """
+    alpha, rest = torch.zeros_like(b), b.clone()
+    along, square = rest.clone(), rest @ rest
+    enough = tolerance**2 * square
+    for _ in range(most):
+        if not bool(square > enough):
+            break
+        image = K @ along + delta * along
+        step = square / (along @ image)
+        alpha, rest = alpha + step * along, rest - step * image
+        before, square = square, rest @ rest
+        along = rest + square / before * along
+    return alpha
 
 
 def solved(kernel: str, V: Matrix, U: Outputs, b: Vector, objective: Tensor | None = None) -> Learned:
@@ -78,7 +113,7 @@ def importance(kernel: str, V: Matrix, U: Outputs, b: Vector) -> tuple[float, fl
     Arguments as in `strengths`.
     """
     K = gram(kernel, V, U)
-    alpha = strengths(kernel, V, U, b)
+    alpha = _least(K, b.double())
     own = (alpha.square() * K.diagonal()).sum()
     # alpha' b and (alpha' K alpha - sum_l alpha_l^2 K_ll) / 2
     return float(alpha @ b.double()), float((alpha @ K @ alpha - own) / 2)
