@@ -73,6 +73,18 @@ def setting(default: Any, help: str, **told: Any) -> Any:  # noqa: A002 (what he
     return field(default=default, metadata={KEY: declared})
 
 
+def several(of: type["Settings"], name: str, parse: Callable[[str], tuple[Any, ...]], **more: Any) -> Any:
+    """A field of several values, of which an option of another group takes one: what is said of it is said there.
+
+    Args:
+        parse: text -> the values.
+        more: of `Declared`, where it is to be another.
+    """
+    one = next(field for field in fields(of) if field.name == name)
+    default = None if one.default is None else (one.default,)
+    return field(default=default, metadata={KEY: replace(told(one), parse=parse, **more)})
+
+
 def told(one: Field) -> Declared:
     """What was said of a field."""
     declared: Declared = one.metadata[KEY]
@@ -261,10 +273,9 @@ class Choice:
     shown: Sequence[str] = ()
 
     def __call__(self, name: str, value: Any) -> None:
-        if value in self.listed:  # finding all of them takes time
-            return
-        if value not in self.every:
-            raise UsageError(f"unknown `{name}` {value!r}: choose {', '.join(self.every)}", argument=name)
+        for one in value if isinstance(value, tuple) else [value]:
+            if one not in self.listed and one not in self.every:  # finding all of them takes time
+                raise UsageError(f"unknown `{name}` {one!r}: choose {', '.join(self.every)}", argument=name)
 
     @property
     def every(self) -> Sequence[str]:

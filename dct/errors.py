@@ -31,6 +31,10 @@ class InterruptedWorkError(DctError):
     exit_code = 130
 
 
+class UnwritableError(DctError):
+    """A file or folder cannot be written: whatever else is to be written there cannot be either."""
+
+
 class NonFiniteError(DctError):
     """NaN or infinity where a number is needed."""
 

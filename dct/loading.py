@@ -88,6 +88,48 @@ def load(
     return order.filled(brought, unread or [])
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What is known of a model before its weights are read.
+
+    Attributes:
+        fingerprint: as `LanguageModel` has it.
+        depth, width: blocks, and numbers in the residual stream.
+    """
+
+    fingerprint: str
+    depth: int
+    width: int
+
+
+def identify(
+    name: str,
+    *,
+    adapter: str | None = DEFAULTS.adapter,
+    layers: str = DEFAULTS.layers,
+    revision: str | None = DEFAULTS.revision,
+    trust_remote_code: bool = DEFAULTS.trust_remote_code,
+) -> Identity:
+    """Which model a name means, from its files alone; one that no file or commit identifies is loaded for it.
+
+    Raises:
+        DctError: as in `load`.
+    """
+    told: dict[str, Any] = {"layers": layers, "revision": revision, "trust_remote_code": trust_remote_code}
+    checkpoint, _, merging = opened(name, adapter, **told)
+    found = _identity(checkpoint)
+    if not found:
+        lm = load(name, adapter=adapter, **told)
+        return Identity(lm.fingerprint, lm.depth, lm.width)
+    if merging is not None:
+        found = _of_adapted(found, merging)
+    return Identity(found, checkpoint.depth, checkpoint.config.get_text_config().hidden_size)
+
+
+def _of_adapted(fingerprint: str, merging: Path) -> str:
+    return f"{fingerprint}+adapter:{adapters.fingerprint(merging)}"
+
+
 Offload: TypeAlias = "tempfile.TemporaryDirectory[str] | None"
 """Where weights that fit into no memory lie on disk, while a model is in use."""
 
@@ -166,7 +208,7 @@ class _Order:
         if merging is not None:
             model, words = adapters.merge(model, merging, self.name)
             self.say(f"adapter {merging} merged into the weights: {words}")
-            print_ = f"{print_}+adapter:{adapters.fingerprint(merging)}"
+            print_ = _of_adapted(print_, merging)
         lm = LanguageModel(
             model,
             self.tokenizer,

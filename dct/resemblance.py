@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from dct.calibration import random_directions
 from dct.model import LanguageModel
 from dct.scoring import direction_between
-from dct.sweep import MOST, entering, spread
+from dct.supervised import MOST, entering, spread
 
 CHANCE = 0.95
 """Share of random directions whose |cosine| is smaller than what is called chance."""

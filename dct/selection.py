@@ -31,7 +31,7 @@ from dct.ranking import UNWATCHED, Watch, multiples
 from dct.replies import Push, Replies
 from dct.scoring import Contrast, Scorer
 from dct.settings import RankSettings, SelectSettings
-from dct.sweep import MOST, supervised
+from dct.supervised import MOST, supervised
 from dct.task_ranking import divided as divided_settings
 from dct.wordpair import Words
 

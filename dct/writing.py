@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from dct.errors import DctError
+from dct.errors import UnwritableError
 from dct.team import leads
 
 try:
@@ -38,7 +38,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes, elsewhere: str = ELSE
         elsewhere: what helps where nothing can be written, as part of an error.
 
     Raises:
-        DctError: it cannot be written; says why.
+        UnwritableError: it cannot be written; says why.
     """
     path = Path(path)
     if not leads():
@@ -63,7 +63,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes, elsewhere: str = ELSE
     return path
 
 
-def unwritable(path: Path, error: OSError | ValueError, elsewhere: str = ELSEWHERE) -> DctError:
+def unwritable(path: Path, error: OSError | ValueError, elsewhere: str = ELSEWHERE) -> UnwritableError:
     """The error that says why a file or folder cannot be written, and what helps."""
     code = getattr(error, "errno", None)
     cure = elsewhere
@@ -76,7 +76,7 @@ def unwritable(path: Path, error: OSError | ValueError, elsewhere: str = ELSEWHE
     elif code in (errno.ENOTDIR, errno.EEXIST):
         cure = f"a part of that path is a file: {elsewhere}"
     reason = getattr(error, "strerror", None) or str(error)
-    return DctError(f"cannot write {path}: {reason}; {cure}")
+    return UnwritableError(f"cannot write {path}: {reason}; {cure}")
 
 
 def sweep(folder: Path) -> None:

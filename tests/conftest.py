@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 CORE = """ablation adapters arms atlas batching blocks calibration calls candidates chain checkpoint compilation
 damage derivatives eigenrun estimate exam factors fits fitting generation gguf halving headers hosvd hub job loading
 memory model narrowing opening openings outcome packing parts passes placement pool quantised ranking recording
-replies resident rows saving scoring selection slice soundness sources spectra steering streamwatch sweep talk
-task_ranking tasks team verification wordpair writers"""
+replies resident rows saving scoring selection slice soundness sources spectra steering streamwatch supervised
+talk task_ranking tasks team verification wordpair writers"""
 jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartype.beartype")
 
 import dct  # noqa: E402

@@ -32,6 +32,7 @@ COMMANDS = [
         "fit",
         "calibrate",
         "scan",
+        "sweep",
         "rank",
         "steer",
         "report",

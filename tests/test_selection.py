@@ -27,7 +27,7 @@ from dct.ranking import Watch
 from dct.replies import Push, Replies
 from dct.scoring import Effect, Scorer
 from dct.selection import select
-from dct.sweep import entering, lengths, spread, supervised
+from dct.supervised import entering, lengths, spread, supervised
 from dct.wordpair import words
 
 SCALE, PLANTED, LENGTH = 6.0, 3, 6

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 import torch
@@ -114,7 +115,11 @@ def value_of(p: Parameter) -> object:
         "prompt": ["How?", "Why? `x`"],
         "method_options": {"p": 4.0},
         "judge_option": ["refused=sorry"],
+        "model": ["a", "b"] if get_origin(get_args(p.kind)[0] if get_args(p.kind) else p.kind) is list else "a",
     }
+    several = {"source": (2, "all"), "target": (8, "+4"), "n": (4, 8), "seed": (1, 2), "ratio": (0.5,), "scale": (2.0,)}
+    if p.name in several and p.declared.parse is not None:
+        return several[p.name]
     if p.name in known:
         return known[p.name]
     names = getattr(p.declared.check, "listed", None)

@@ -10,6 +10,8 @@ COMMANDS = {
     "calibrate": "Find the scale R at which the response to a steering vector is nonlinear enough, and show the whole "
     "curve.",
     "scan": "Measure what every source layer does to every target layer, and propose the two to fit between.",
+    "sweep": "Fit and rank a grid of layers, methods, scales, seeds, numbers of prompts and models, with one page of "
+    "all.",
     "rank": "Find the vector that best makes the model do what it refuses, by judged replies, beside baselines.",
     "steer": "Complete prompts with vectors added to the residual stream, beside the unsteered model.",
     "report": "Make one page of a run: what was fitted, whether it can be trusted, and every vector with what it says.",

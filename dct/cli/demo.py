@@ -8,6 +8,7 @@ from dct.cli.fit import run_fit
 from dct.cli.select import run_select
 from dct.cli.steer import run_steer
 from dct.cli.terminal import Terminal, command
+from dct.lock import held
 from dct.recipe import Recipe
 from dct.settings import (
     AblateSettings,
@@ -52,7 +53,8 @@ def demo(model: ModelSettings, options: SeedSettings, output: DemoOutputSettings
     asked = RankSettings(top=5, scales=MULTIPLES)
     small = SelectSettings(keep=KEPT, test=TESTED, max_new_tokens=LENGTH)
     pool = prompts_to_gain_on(terminal, factors.info, None, None)
-    ranking = run_select(terminal, run, factors, lm, (pool, harmless), asked, small, n=CHOSEN_BY)
+    with held(run.folder):
+        ranking = run_select(terminal, run, factors, lm, (pool, harmless), asked, small, n=CHOSEN_BY)
     ranked = {str(v["vector"]): v["scale"] for v in ranking["vectors"]}
     best = dict(list(ranked.items())[:1])
     _heading(terminal, "3  steer", "add the best one to the residual stream", "dct steer --rank 1")

@@ -31,10 +31,17 @@ class FitJob:
         terminal: told what happens.
         recipe: what is fitted; what it leaves open is decided here, once the model is known.
         interrupted: a fit to go on with.
+        lm: the recipe's model, whole, where it is in memory already.
     """
 
-    def __init__(self, terminal: Terminal, recipe: Recipe, interrupted: Interrupted | None = None) -> None:
-        self.terminal, self.interrupted = terminal, interrupted
+    def __init__(
+        self,
+        terminal: Terminal,
+        recipe: Recipe,
+        interrupted: Interrupted | None = None,
+        lm: "LanguageModel | None" = None,
+    ) -> None:
+        self.terminal, self.interrupted, self.lm = terminal, interrupted, lm
         self.recipe = replace(
             recipe,
             model=recipe.model.changed(adapter=portable(recipe.model.adapter or "") or None),
@@ -103,7 +110,8 @@ class FitJob:
 
         recipe = self.recipe
         layers = between(recipe.model.model, recipe.slice)
-        lm = load_model(self.terminal, recipe.model.model, between=None if whole else layers, **recipe.loading())
+        there = None if whole else layers
+        lm = self.lm or load_model(self.terminal, recipe.model.model, between=there, **recipe.loading())
         if self.scanned is not None:
             from dct.scanning import check_scanned
 

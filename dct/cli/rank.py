@@ -21,6 +21,7 @@ from dct.cli.terminal import Terminal, command, escape, plain, titled
 from dct.cli.work import RUN_HELP, open_run
 from dct.errors import UsageError
 from dct.judging import Judge, kind_of
+from dct.lock import held
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import (
     JudgeSettings,
@@ -93,7 +94,8 @@ def rank(
         mild = harmless_prompts(info, prompts.harmless, HARMLESS)
         pool = prompts_to_gain_on(terminal, info, prompts.prompts, prompts.column)
         n, read = prompts.n or CHOSEN_BY, judging(lm)
-        content = run_select(*on, (pool, mild), options, experiment, read, n=n, system=prompts.system)
+        with held(opened.folder):
+            content = run_select(*on, (pool, mild), options, experiment, read, n=n, system=prompts.system)
     from dct.plots import figures
 
     save_plot(terminal, output.plot, lambda: [figures.arms(content) or figures.scores(content)])

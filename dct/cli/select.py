@@ -9,7 +9,6 @@ from dct.cli.kinds import TOLD_BY, resembled, run_kinds
 from dct.cli.pictures import show_ranking
 from dct.cli.stable import found_again, note_steady
 from dct.cli.terminal import Terminal, escape, titled
-from dct.lock import held
 from dct.prompts import PromptSet, fingerprint
 from dct.settings import RankSettings, SelectSettings
 
@@ -45,7 +44,7 @@ def run_select(
     n: int = 32,
     system: str | None = None,
 ) -> dict[str, Any]:
-    """Chooses, shows the table and writes `rank.json`; returns its content.
+    """Chooses, shows the table and writes `rank.json`, in a folder that is kept for this process; returns its content.
 
     Args:
         prompts: to choose by and report on, and harmless ones.
@@ -56,7 +55,7 @@ def run_select(
     reading = factors if system is None else replace(factors, info={**factors.info, "system": system})
     costs: list[Cost] = []
     began = time.monotonic()
-    with held(run.folder), terminal.progress("asking", unit="replies") as advance:
+    with terminal.progress("asking", unit="replies") as advance:
         found = _selected(terminal, run, reading, lm, prompts, options, settings, judge, (n, costs, advance))
     steady = found_again(run, factors)
     terminal.show(_table(found, options.top, steady))

@@ -22,6 +22,7 @@ class Axis:
         log: logarithmic.
         share: values are shares of one, written as percent.
         bare: without ticks: what it means is written at each thing that is drawn.
+        names: of the values 0, 1, ... where they are no numbers.
     """
 
     label: str
@@ -30,6 +31,12 @@ class Axis:
     log: bool = False
     share: bool = False
     bare: bool = False
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, values: Sequence[object], label: str) -> "Axis":
+        """Of things by their names, side by side."""
+        return cls(label, -0.5, len(values) - 0.5, names=tuple(map(str, values)))
 
     @classmethod
     def over(cls, values: Sequence[float], label: str, *, log: bool = False, zero: bool = False) -> "Axis":
@@ -54,6 +61,9 @@ class Axis:
         """Round numbers between its ends."""
         if self.bare:
             return []
+        if self.names:
+            every = -(-len(self.names) // 8)
+            return [float(k) for k in range(0, len(self.names), every)]
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             marks = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
@@ -67,6 +77,8 @@ class Axis:
 
     def text(self, value: float) -> str:
         """A tick as it is written."""
+        if self.names:
+            return self.names[round(value)]
         if self.share:
             return f"{value:.0%}"
         for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dct.plots.charts import Axis, Plot, curve
+from dct.publicname import public
 
 Named = tuple[str, Plot]
 """A plot under its title."""
@@ -174,3 +175,82 @@ def spectrum(content: Mapping[str, Any]) -> Named | None:
     plot.level(edge, "random matrix")
     plot.level(-edge, "")
     return f"What acts together on {content['output']}?", plot
+
+
+# --- a grid of fits ---------------------------------------------------------------------------------------------------
+
+GRID = ("source", "target", "method", "lambda", "scale", "n", "seed", "model")
+"""By which fits of a sweep may differ: what a reader asks first comes first."""
+
+FEW = 8
+"""Values of an axis that stand side by side, each under its name; more are placed by their size."""
+
+
+def grid(rows: Sequence[Mapping[str, Any]]) -> list[Named]:
+    """What fits elicit, along each axis of a sweep on which they differ, beside random vectors; and against damage.
+
+    Args:
+        rows: of `dct.sweep.facts`.
+    """
+    found = [(row, *told) for row in rows if (told := _elicited(row)) is not None]
+    made = []
+    for axis in GRID:
+        values = sorted({row[axis] for row, *_ in found if row[axis] is not None})
+        if len(values) > 1:
+            made.append((f"Which {axis}?", _along(axis, values, [one for one in found if one[0][axis] is not None])))
+    hurt = [(damage, share, row) for row, share, _, damage in found if damage is not None]
+    if len(hurt) > 1:
+        judged = found[0][0]["by"] == "judged"
+        x = Axis.over([max(damage, 1e-4) for damage, *_ in hurt], "damage (KL, nats)", log=True)
+        plot = Plot(x, _height([share for _, share, _ in hurt], judged), "what each fit elicits, by its damage")
+        plot.dots([(max(damage, 1e-4), share) for damage, share, _ in hurt], "", [_called(row) for *_, row in hurt])
+        made.append(("At what cost?", plot))
+    return made
+
+
+def _elicited(row: Mapping[str, Any]) -> tuple[float, float | None, float | None] | None:
+    """What the chosen vector of a fit does, what the best random one does, and the damage; None where there is none."""
+    if row.get("by") == "judged":
+        arms = row["arms"]
+        shares = [
+            arms[a]["test"]["right"] / arms[a]["test"]["asked"] if a in arms else None for a in ("found", "random")
+        ]
+        return shares[0] or 0.0, shares[1], (arms["found"]["damage"] or {}).get("kl")
+    return (row["gain"], row["random_gain"], row["kl"]) if row.get("gain") is not None else None
+
+
+def _height(values: Sequence[float], judged: bool) -> Axis:
+    return Axis("successes", -0.04, 1.04, share=True) if judged else Axis.over([0.0, *values], "score gained")
+
+
+def _along(axis: str, values: list[Any], found: Sequence[tuple[Any, ...]]) -> Plot:
+    """Each fit over its place on an axis, a line through their means, a dashed one through those of random vectors."""
+    numbers = len(values) > FEW and all(isinstance(value, int | float) for value in values)
+    places = [float(value) if numbers else float(k) for k, value in enumerate(values)]
+    at = dict(zip(values, places, strict=True))
+    names = [public(value) if isinstance(value, str) else f"{value:g}" for value in values]
+    low, high = places[0], places[-1]
+    x = Axis(axis, low - 0.04 * (high - low), high + 0.04 * (high - low)) if numbers else Axis.of(names, axis)
+    judged = found[0][0]["by"] == "judged"
+    lines = [
+        [
+            (at[v], sum(some) / len(some))
+            for v in values
+            if (some := [o[k] for o in found if o[0][axis] == v and o[k] is not None])
+        ]
+        for k in (1, 2)
+    ]
+    y = _height([value for line in lines for _, value in line] + [one[1] for one in found], judged)
+    plot = Plot(x, y, f"what fits elicit by {axis}: dots; their mean: line; the best random vectors: dashed")
+    plot.line(lines[0])
+    plot.line(lines[1], "random")
+    plot.dots([(at[one[0][axis]], one[1]) for one in found], "", [_called(one[0]) for one in found])
+    return plot
+
+
+def _called(row: Mapping[str, Any]) -> str:
+    share, random, damage = _elicited(row) or (0.0, None, None)
+    where = f"{row['method']} {row['source']} to {row['target']}, seed {row['seed']}, {row['n']} prompts"
+    return f"{where}: {share:.3g}, random {'–' if random is None else f'{random:.3g}'}" + (
+        "" if damage is None else f", KL {damage:.3f}"
+    )

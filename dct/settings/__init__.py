@@ -40,10 +40,19 @@ from dct.settings.output import (
     ScanOutputSettings,
     SpectrumOutputSettings,
     SteerOutputSettings,
+    SweepOutputSettings,
 )
 from dct.settings.planted import PlantedSettings
 from dct.settings.scan import ScanSettings
 from dct.settings.spectrum import SpectrumSettings
+from dct.settings.sweep import (
+    SweepExperimentSettings,
+    SweepFitSettings,
+    SweepModelSettings,
+    SweepPromptSettings,
+    SweepSettings,
+    SweepSliceSettings,
+)
 from dct.settings.use import (
     AblateSettings,
     BenchSettings,
@@ -52,6 +61,7 @@ from dct.settings.use import (
     ContestSettings,
     RankSettings,
     SaveSettings,
+    ScoreSettings,
     SelectSettings,
     ServeSettings,
     SteerSettings,
@@ -103,6 +113,7 @@ __all__ = [
     "ScanOutputSettings",
     "ScanSettings",
     "ScanSliceSettings",
+    "ScoreSettings",
     "SeedSettings",
     "SelectSettings",
     "ServeSettings",
@@ -111,6 +122,13 @@ __all__ = [
     "SpectrumSettings",
     "SteerOutputSettings",
     "SteerSettings",
+    "SweepExperimentSettings",
+    "SweepFitSettings",
+    "SweepModelSettings",
+    "SweepOutputSettings",
+    "SweepPromptSettings",
+    "SweepSettings",
+    "SweepSliceSettings",
     "TaskSettings",
     "TrainSettings",
     "VectorSettings",

@@ -152,3 +152,15 @@ class SpectrumOutputSettings(RunOutputSettings):
 
     out: Path | None = setting(None, "Also write the eigenvectors as a run to this folder: rank and steer take it.")
     plot: Path | None = setting(None, PICTURE)
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class SweepOutputSettings(OutputSettings):
+    """Where a sweep goes."""
+
+    command: ClassVar[str] = "sweep"
+
+    out: Path = setting(
+        Path("runs/sweep"), "The sweep's folder, a run folder for each fit in it; what is finished there is kept."
+    )
+    plot: Path | None = setting(None, PICTURE)

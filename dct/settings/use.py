@@ -51,8 +51,8 @@ AUTOMATIC = "or auto where that pair tells nothing"
 
 
 @dataclass(repr=False, eq=False, match_args=False)
-class RankSettings(Settings):
-    """How vectors are scored and ordered."""
+class ScoreSettings(Settings):
+    """What vectors are scored by, and how long they are."""
 
     table: ClassVar[str] = "rank"
     title: ClassVar[str] = "Ranking"
@@ -60,9 +60,6 @@ class RankSettings(Settings):
 
     positive: str | None = setting(None, BETTER, shown=f"Sure, {AUTOMATIC}")
     negative: str | None = setting(None, WORSE, shown=f"Sorry, {AUTOMATIC}")
-    by: str = setting("score", "Of a screening: what orders the vectors.", check=choice("score", "alpha", "kl"))
-    top: int = setting(10, "Rows to show.", check=counted(), first=True)
-    scale: float = setting(1.0, "Multiplies the fitted R.", check=above_zero())
     scales: tuple[float, ...] | None = setting(
         None,
         "Multiples of R to try, such as 0.5,1,2,4; each vector keeps its best.",
@@ -70,6 +67,15 @@ class RankSettings(Settings):
         parse=scales_of,
         first=True,
     )
+
+
+@dataclass(repr=False, eq=False, match_args=False)
+class RankSettings(ScoreSettings):
+    """How vectors are scored and ordered."""
+
+    by: str = setting("score", "Of a screening: what orders the vectors.", check=choice("score", "alpha", "kl"))
+    top: int = setting(10, "Rows to show.", check=counted(), first=True)
+    scale: float = setting(1.0, "Multiplies the fitted R.", check=above_zero())
     max_damage: float | None = setting(
         None, "Of a screening: damage (KL) above which a vector or scale comes last.", check=Range(0.0, LARGE)
     )
