@@ -10,6 +10,7 @@ from dct.cli.calibrate import calibrated
 from dct.cli.fitted import announce, describe, describe_difference, show
 from dct.cli.fitted import expected as forecast
 from dct.cli.interrupted import Interrupted, check_same_fit
+from dct.cli.minus import minus_of
 from dct.cli.terminal import Terminal
 from dct.cli.work import between, keep_prompts, load_model, portable, provenance, short_name
 from dct.errors import DctError, InterruptedWorkError, UsageError
@@ -118,7 +119,7 @@ class FitJob:
             check_scanned(self.scanned, lm.fingerprint, recipe.model.model)
         if self.interrupted:
             keep_prompts(lm, self.interrupted.config)
-        minus = self._load_minus(lm, layers(lm.depth))
+        minus = minus_of(self.terminal, recipe, lm, layers)
         self.began = time.monotonic()
         what = (self.prompts.texts, *layers(lm.depth), recipe.slice.positions, recipe.prompts.system)
         with self.terminal.busy("running the prompts"):
@@ -129,18 +130,6 @@ class FitJob:
         if recipe.fit.scale is not None:
             check_scale(recipe.fit.scale, slice_)
         return lm, slice_
-
-    def _load_minus(self, lm: "LanguageModel", layers: tuple[int, int]) -> "LanguageModel | None":
-        """The model whose response is subtracted, if one is; refused where it is of another shape."""
-        name = self.recipe.slice.minus
-        if name is None:
-            return None
-        from dct.difference import comparable
-
-        loading = self.recipe.loading() | {"adapter": None, "revision": None}
-        minus = load_model(self.terminal, name, between=layers, **loading)
-        comparable(lm, minus)
-        return minus
 
     def _decide(self, slice_: "Slice | Difference") -> None:
         """Settles what the recipe left to the method and the model."""

@@ -90,7 +90,15 @@ class Grid:
         return [
             Recipe(
                 single(ModelSettings, self.model, model=model),
-                single(FitSliceSettings, self.slice, source=source, target=target, compile="auto", layers_from=None),
+                single(
+                    FitSliceSettings,
+                    self.slice,
+                    source=source,
+                    target=target,
+                    compile="auto",
+                    minus=None,
+                    layers_from=None,
+                ),
                 single(FitPromptSettings, self.prompts, n=n),
                 single(FitSettings, fit, method=method, ratio=ratio, scale=scale, seed=seed),
             )
