@@ -94,7 +94,8 @@ def _work(
     """Does what is missing, saying a line for each; returns what failed, and why."""
     missing = [cell for cell in cells if cell.found() is None]
     there = len(cells) - len(missing)
-    terminal.note(f"{len(cells)} fits in {output.out}, {there} of them finished" if there else f"{len(cells)} fits")
+    fits = "1 fit" if len(cells) == 1 else f"{len(cells)} fits"
+    terminal.note(f"{fits} in {output.out}, {there} of them finished" if there else fits)
     if not missing:
         return []
     failed: list[dict[str, Any]] = []

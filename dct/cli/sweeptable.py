@@ -66,4 +66,4 @@ def conclude(terminal: Terminal, found: Sequence[Row], page: Path, took: str) ->
         rows.append(("next", f"[bold cyan]dct steer {escape(chosen['folder'])} --rank 1[/bold cyan]"))
     elif scored is not None:
         rows.append(("next", f"[bold cyan]dct rank {escape(scored['folder'])}[/bold cyan]  has replies judged"))
-    terminal.summary(f"{len(found)} fits, {took}", rows)
+    terminal.summary(f"{len(found)} {'fit' if len(found) == 1 else 'fits'}, {took}", rows)
