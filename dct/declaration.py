@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from dct.errors import UsageError
@@ -51,6 +52,7 @@ class Declared:
         check: refuses values that it may not have.
         parse: text as a command line, a variable or a file has it -> the value.
         first: it is among the few that people set first.
+        file: a value -> the TOML file that it names, whose options hold where no other is given.
     """
 
     help: str
@@ -61,6 +63,7 @@ class Declared:
     check: Check | None = None
     parse: Callable[[str], Any] | None = None
     first: bool = False
+    file: Callable[[str], Path] | None = None
 
 
 def setting(default: Any, help: str, **told: Any) -> Any:  # noqa: A002 (what help pages call it)

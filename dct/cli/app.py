@@ -131,13 +131,14 @@ def for_typer(function: Callable[..., None]) -> Callable[..., None]:
             ctx.default_map = {**(ctx.default_map or {}), **read_config(path, told)}
         return path
 
-    def packaged(ctx: typer.Context, name: str | None) -> str | None:
-        if name is not None:
+    def named(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+        if value is not None:
             from dct.cli.config import read_config
-            from dct.settings.sweep import recipe_file
 
-            ctx.default_map = {**read_config(recipe_file(name), told), **(ctx.default_map or {})}
-        return name
+            file = next(p.declared.file for p in told if p.name == param.name)
+            assert file is not None
+            ctx.default_map = {**read_config(file(value), told), **(ctx.default_map or {})}
+        return value
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     signature = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]
@@ -147,8 +148,8 @@ def for_typer(function: Callable[..., None]) -> Callable[..., None]:
             more["envvar"] = p.variable
         if p.name == "config":
             more |= {"callback": configured, "is_eager": True}
-        if p.name == "recipe":
-            more |= {"callback": packaged, "is_eager": True}
+        if p.declared.file is not None:
+            more |= {"callback": named, "is_eager": True}
         make: Any = typer.Argument if p.positional else typer.Option
         info = make(*(() if p.positional else p.flags), help=p.declared.help, **more)
         signature.append(inspect.Parameter(p.name, keyword, default=p.default, annotation=Annotated[p.kind, info]))

@@ -199,6 +199,7 @@ class SweepSettings(Settings):
         None,
         "A grid that comes with the package; any other option replaces its part.",
         check=Choice(recipes, recipes()),
+        file=recipe_file,
     )
     choose_by: int | None = setting(
         None,
