@@ -18,6 +18,7 @@ import torch
 import dct
 from dct import team
 from dct.batching import in_batches
+from dct.cli import processes
 from dct.errors import DctError
 from dct.team import Team, hosted
 
@@ -288,3 +289,17 @@ def test_processes_that_do_not_meet_say_so():
             patch.setenv(name, value)
         with pytest.raises(DctError, match="do not find each other"):
             team.joined().__enter__()
+
+
+def test_a_process_that_dies_while_the_first_one_waits_for_it_is_seen(monkeypatch):
+    """Before they have met, the first one waits for the others and does not end by itself."""
+    monkeypatch.setattr(processes, "GRACE", 0.2)
+    waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    dead = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    began = time.monotonic()
+    try:
+        assert processes._watched([waiting, dead]) == [None, -9]
+    finally:
+        waiting.kill()
+        waiting.wait()
+    assert time.monotonic() - began < 20

@@ -29,7 +29,7 @@ LIFELINE = "DCT_TEAM_LIFELINE"
 LOST = 75
 """Exit code of a process that has lost another one, which the watching process is to speak of."""
 
-GRACE = 8.0
+GRACE = 6.0
 """Seconds that the other processes have to end by themselves once one has."""
 
 POLL = 0.1
@@ -183,11 +183,13 @@ def _started(
 def _watched(team: Sequence["subprocess.Popen[bytes]"]) -> list[int | None]:
     """Waits until all have ended, or a while longer once one has failed; exit codes, None of those that run on."""
     until = math.inf
-    while any(one.poll() is None for one in team) and time.monotonic() < until:
-        if any(one.returncode not in (None, 0) for one in team):
+    while True:
+        codes = [one.poll() for one in team]  # of all: one that has died may stand behind one that waits for it
+        if None not in codes or time.monotonic() >= until:
+            return codes
+        if any(code not in (None, 0) for code in codes):
             until = min(until, time.monotonic() + GRACE)
         time.sleep(POLL)
-    return [one.poll() for one in team]
 
 
 def _lost(rank: int, count: int, code: int | None, said: str) -> str:
