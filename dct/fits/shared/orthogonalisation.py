@@ -42,7 +42,7 @@ def gram_schmidt(V: Matrix) -> Matrix:
     return (Q * torch.where(T.diagonal() < 0, -1.0, 1.0)).T
 
 
-def repelled(V: Matrix, *, eta: float = 0.5, tau: float = 0.05, times: int = 3) -> Matrix:
+def repelled(V: Matrix, *, eta: float = 0.25, tau: float = 0.05, times: int = 3) -> Matrix:
     """Soft orthogonalisation: `times` steps in which every row moves away from those that are nearest to it,
 
         V <- unit rows of (V - eta A V)      A = softmax over k != l of <v_l, v_k> / tau, row by row,

@@ -33,6 +33,9 @@ def measured(
 ) -> Learned:
     """Outputs and strengths of finished input directions: u_l = unit caused(v_l), b_l = |caused(v_l)|, K alpha = b.
 
+    The factor of the greatest response |caused(v_l)| comes first: strong ones are those that a fit from other random
+    starts finds again (docs/experiments.md), so that a factor's number says something.
+
     `info` is told the median and the greatest response, those of random unit directions, and how many vectors are above
     all of these; where the map knows its `target_norm`, also both responses as shares of it, and how many exploded.
 
@@ -44,6 +47,8 @@ def measured(
     """
     job.begin("strengths")
     outputs = caused(V)
+    order = outputs.norm(dim=1).argsort(descending=True, stable=True)
+    V, outputs = V[order], outputs[order]
     responses = outputs.norm(dim=1)
     random = random_directions(random_responses(len(V)), job.d.dim, job.seed + 3).to(job.d.device, job.d.dtype)
     null = caused(random).norm(dim=1)
