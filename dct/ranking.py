@@ -5,19 +5,20 @@ of means. What a score is, `scoring` knows.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
-from dct.calibration import random_directions
+from dct.beside import beside
 from dct.candidates import Aim, candidates, tries
 from dct.errors import UsageError
 from dct.estimate import Cost
 from dct.factors import Factors
 from dct.model import LanguageModel
 from dct.openings import chosen_words
+from dct.perturbation import at
 from dct.scoring import Effect, Scorer
 from dct.settings import RankSettings
 from dct.wordpair import Words
@@ -46,8 +47,9 @@ class Ranking:
     Attributes:
         vectors: in the order asked for.
         unsteered: the model left alone (its `flipped` and `kl` are zero).
-        random_best, random_mean: over as many random unit vectors, each at the best of the same scales.
-        supervised: the difference of means, harmless minus harmful, at the source layer, at its best scale.
+        random_best, random_mean: over as many random vectors (or changes) of the same kind, each at the best of the same scales.
+        supervised: the difference of means, harmless minus harmful, at the source layer (see `beside`), at its best
+            scale.
         words: what was compared.
         scale: R.
         prompts, harmless: how many of each.
@@ -157,8 +159,14 @@ def rank(
     names, directions = candidates(factors)
     watch.cost(lambda: scorer.expected((2 * len(directions) + bool(harmless)) * len(trials.scales)))
     effects = trials.best(directions)
-    null = [effect for effect, _ in trials.best(random_directions(len(directions), lm.width, settings.seed + 2))]
+    random = at(aim.layer, lm.width).random(len(directions), settings.seed + 2)
+    null = [effect for effect, _ in trials.best(random)]
     means = scorer.difference_of_means()
+    with_means = trials
+    if means is not None and not isinstance(aim.layer, int):
+        vectors = beside(lm, aim, factors.info, prompts)
+        other = Scorer(lm, compared, vectors.layer, prompts, harmless, aim.system)
+        with_means = replace(trials, scorer=other, scale=vectors.scale)
     alpha = factors.alpha.repeat(len(directions) // len(factors)).tolist()
     ranked = [Ranked(n, e, a, norm) for n, (e, norm), a in zip(names, effects, alpha, strict=True)]
     return Ranking(
@@ -166,7 +174,7 @@ def rank(
         unsteered=scorer.unsteered,
         random_best=max(null, key=trials.merit),
         random_mean=_mean(null),
-        supervised=None if means is None else trials.best(means[None].cpu())[0][0],
+        supervised=None if means is None else with_means.best(means[None].cpu())[0][0],
         words=compared,
         scale=aim.scale,
         prompts=len(prompts),

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 def describe(terminal: Terminal, slice_: "Slice | Difference", prompts: int) -> None:
     """Says which layers, how many prompts and tokens, and how long the stream is."""
     how = f"packed into {slice_.tokens} tokens" if slice_.packed else f"{slice_.tokens} tokens, one prompt at a time"
+    kind = getattr(slice_, "perturbation", None)
+    what = f"slice {slice_.source} to {slice_.target}"
+    if kind is not None:
+        what = f"attention outputs of {kind} ({kind.modules[0].rpartition('.')[2]}), read at layer {slice_.target}"
     terminal.note(
-        f"slice {slice_.source} to {slice_.target}: {prompts} prompt{'s' * (prompts != 1)}, {how}; "
-        f"median residual norm {slice_.residual_norm:.4g}"
+        f"{what}: {prompts} prompt{'s' * (prompts != 1)}, {how}; median residual norm {slice_.residual_norm:.4g}"
     )
 
 
@@ -104,10 +107,13 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     """The last lines of a fit: its scale, how it went, how strong its factors are, where they lie."""
     from dct.fits.shared.responses import random_responses
     from dct.method import method
+    from dct.perturbation import RankOne, recorded
     from dct.runs import RUNS
 
-    info = factors.info
+    info, changed = factors.info, recorded(factors.info, factors.V.shape[1])
     rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
+    if isinstance(changed, RankOne):
+        rows[0] = ("scale R", f"{factors.scale:.4g}: every output gains R b <a, x>, with |a| = |b| = 1")
     if info["calibration"] is not None:
         rows[0] = ("scale R", f"{rows[0][1]}, non-linearity ratio {info['calibration']['ratio']:.2f}")
     if len(factors.objective):
@@ -153,7 +159,7 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     minus = f" minus {short_name(info['minus']['model'])}" if info.get("minus") else ""
     title = (
         f"{len(factors)} {info['method']} factors of {short_name(info['model'])}{minus}, "
-        f"layers {info['source']} → {info['target']}"
+        f"{changed if isinstance(changed, RankOne) else 'layers ' + str(info['source'])} → {info['target']}"
     )
     show_fit(terminal, factors.objective.tolist())
     terminal.summary(title, rows)
