@@ -1,4 +1,4 @@
-"""Vectors that stand beside rank-1 changes as baselines: the difference of means, and noise, are added to the stream."""
+"""Vectors beside rank-1 changes, as baselines: the difference of means, and noise, are added to the stream."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ READ = 8
 
 
 def beside(lm: LanguageModel, aim: Aim, info: Mapping[str, Any], prompts: Sequence[str]) -> Aim:
-    """Where and how far vectors are added for comparison: as those that are aimed at themselves, where they are vectors.
+    """Where and how far vectors are added for comparison: as the factors' own, where those are vectors.
 
     Beside rank-1 changes, whose R is no length in the stream: to what enters their band, at the scale that a fit of
     vectors between there and their target has by default.

@@ -38,7 +38,7 @@ class Method(ABC):
         orthogonalize: how vectors are pushed apart, unless told otherwise: `qr`, `soft` or `none`.
         options: options of its own, with their defaults: numbers, truth values or text.
         one_row: its passes have a single row, whatever the batch.
-        rank_one: its perturbations are rank-1 changes of a band of blocks (`dct.perturbation`), where a slice is fitted.
+        rank_one: what it learns of a model are rank-1 changes of a band of blocks (`dct.perturbation`).
         objective: what the first number of its objective is, in words.
         kernel: which kappa the strengths solve K alpha = b with (`dct.fits.shared.strengths`); None where they are
             something else.

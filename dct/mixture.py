@@ -92,8 +92,8 @@ class Mixtures:
         kind = recorded(self.factors.info, self.factors.V.shape[1])
         if len(terms) > 1 and not kind.signed:
             raise UnknownModelError("several rank-1 changes are none of rank 1: one at a time")
-        each = [(self.norm(term), self._direction(term.vector)) for term in terms]
-        return torch.stack([c * v if c >= 0 else -c * kind.opposite(v[None])[0] for c, v in each]).sum(0)
+        directions = torch.stack([self._direction(term.vector) for term in terms])
+        return kind.scaled(directions, torch.tensor([self.norm(term) for term in terms])).sum(0)
 
     def norm(self, term: Term) -> float:
         """How far a vector is added, c R: where it says no c, as far as the ranking found best, or else R.

@@ -3,7 +3,7 @@
 Two kinds. A vector that is added to the stream: theta is the vector. Rank-1 changes of the attention output projections
 of a band of blocks (CPE: A. Mack, N. Panickssery and A. Turner, "Mechanistically Eliciting Latent Behaviors in Language
 Models", 2026): theta holds an a and a b for every block. Of either, unit rows v are learned and R v is what acts; what
-is known here is how rows are drawn, normalised, compared and turned round. Runs no model: `steering` and `bandslice` do.
+is known here is how rows are drawn, normalised, compared and turned round. Runs no model (`steering`, `bandslice`).
 """
 
 import math
@@ -54,7 +54,12 @@ class Perturbation:
         """What changes the model the other way round."""
         return -rows
 
-    def cosines(self, rows: Rows, others: Rows) -> Float[Tensor, "rows others"]:
+    def scaled(self, rows: Rows, lengths: Float[Tensor, " rows"]) -> Rows:
+        """theta = R v for every row, of its opposite where a length is negative."""
+        turned = torch.where(lengths[:, None] < 0, self.opposite(rows), rows)
+        return lengths.abs()[:, None] * turned
+
+    def cosines(self, rows: Rows, others: Float[Tensor, "others dim"]) -> Float[Tensor, "rows others"]:
         """How alike unit rows are as changes of the model: 1 for the same change, -1 for its opposite."""
         return rows @ others.T
 
@@ -162,7 +167,7 @@ class RankOne(Perturbation):
         """-R b_l a_l': every b turned round."""
         return torch.cat([piece for A, B in self.parts(rows) for piece in (A, -B)], 1)
 
-    def cosines(self, rows: Rows, others: Rows) -> Float[Tensor, "rows others"]:
+    def cosines(self, rows: Rows, others: Float[Tensor, "others dim"]) -> Float[Tensor, "rows others"]:
         """(1/L) sum_l <a_l, a'_l> <b_l, b'_l>: the cosine of the changes, as matrices."""
         L = len(self.inputs)
         pairs = zip(self.parts(rows), self.parts(others), strict=True)
@@ -188,7 +193,7 @@ class RankOne(Perturbation):
 
 
 Site = int | RankOne
-"""Where a perturbation acts, and what it is: a layer, for a vector that is added to what enters its block; or a band."""
+"""Where a perturbation acts, and what it is: a layer, for a vector added to what enters its block; or a band."""
 
 
 def at(site: Site, width: int) -> Perturbation:
@@ -247,7 +252,7 @@ def choose_band(depth: int, band: tuple[int, int] | None, target: int | None) ->
     found = usual if target is None else target
     if not 0 <= first <= last < found <= depth:
         raise DctError(
-            f"a band must lie below the target, and both in the model, of {depth} blocks: got `band` {first}-{last} and "
-            f"`target` {found}"
+            f"a band must lie below the target, and both in the model, of {depth} blocks: got `band` {first}-{last} "
+            f"and `target` {found}"
         )
     return first, last, found

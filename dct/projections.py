@@ -1,7 +1,8 @@
 """Attention output projections: where they are, and how they are changed while a model runs, for every row by itself.
 
 Found without asking for the architecture: of a block's matrices with an output projection's name, the first to run
-whose input at a token depends on earlier tokens. So a linear attention's or a state space's does as well.
+whose input at a token depends on earlier tokens by what its own module does. So a linear attention's or a state space's
+does as well.
 
 A change is made by a hook that stays on its module and acts where its own thread says so: parts of a pass run in
 several threads at the same time, on the same modules.
@@ -81,8 +82,8 @@ def _acts(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     x = args[0]
     if x.ndim != 3 or len(a) not in (1, len(x)):
         raise DctError(
-            f"the output projection of block {block} of {name} is handed {tuple(x.shape)} for {len(a)} rows: dct cannot "
-            "change it row by row; choose a `band` of other blocks"
+            f"the output projection of block {block} of {name} is handed {tuple(x.shape)} for {len(a)} rows: dct "
+            "cannot change it row by row; choose a `band` of other blocks"
         )
     wide = torch.promote_types(x.dtype, torch.float32)
     a, b = a.to(x.device, wide), b.to(x.device, wide)
@@ -118,7 +119,8 @@ def _found(lm: LanguageModel, first: int, last: int) -> list[tuple[str, int]]:
             other = stream.clone()
             other[:, 0] = 2 * other[:, 0].flip(-1) + 1  # another first token
             plain, output = _inputs(lm, block, stream, ready)
-            lm.projections[block] = _mixing(plain, _inputs(lm, block, other, ready)[0])
+            changed_first = _inputs(lm, block, other, ready)[0]
+            lm.projections[block] = _mixing(f"{lm.layers_path}.{block}", plain, changed_first)
             made |= {Made(block - first, k): x for k, x in enumerate(leaves(output)) if isinstance(x, Tensor)}
             stream = stream_of(output)
     found = []
@@ -134,27 +136,26 @@ def _found(lm: LanguageModel, first: int, last: int) -> list[tuple[str, int]]:
 
 
 def _inputs(lm: LanguageModel, block: int, stream: Tensor, call: Call) -> tuple[dict[str, Tensor], Any]:
-    """What the modules of a block with an output projection's name are handed, in the order in which they run; and what
-    the block puts out."""
+    """What the modules of a block are handed for each token, by their names in the order in which they begin: those
+    with an output projection's name, and those around them. And what the block puts out."""
     seen: dict[str, Tensor] = {}
 
     def keeps(name: str) -> Any:
-        """A forward hook for the module of this name."""
+        """A pre-hook for the module of this name."""
 
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            """Keeps what it is handed for each token, where it puts out something as wide as the stream."""
-            whole = bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-            if whole and args[0].ndim == 3 and output.shape == stream.shape:
-                seen.setdefault(name, args[0][0].float())
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            """Keeps the first tensor that has a row for each token."""
+            given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+            whole = next((x for x in given if x.ndim == 3 and x.shape[:2] == stream.shape[:2]), None)
+            if whole is not None:
+                seen.setdefault(name, whole[0].float())
 
         return hook
 
-    modules = [
-        (f"{lm.layers_path}.{block}.{path}", module)
-        for path, module in lm.layers[block].named_modules()
-        if path.rpartition(".")[2] in OUTPUT_PROJECTIONS
-    ]
-    handles = [module.register_forward_hook(keeps(name)) for name, module in modules]
+    modules = {path: module for path, module in lm.layers[block].named_modules() if path}
+    ends = [path for path in modules if path.rpartition(".")[2] in OUTPUT_PROJECTIONS]
+    watched = [path for path in modules if any(end == path or end.startswith(f"{path}.") for end in ends)]
+    handles = [modules[path].register_forward_pre_hook(keeps(path), with_kwargs=True) for path in watched]
     try:
         return seen, lm.layers[block](stream, **fresh(call, {}, {}))
     finally:
@@ -162,9 +163,17 @@ def _inputs(lm: LanguageModel, block: int, stream: Tensor, call: Call) -> tuple[
             handle.remove()
 
 
-def _mixing(plain: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[str, int] | None:
-    """The first whose input at later tokens is another once the first token is."""
-    for name, x in plain.items():
-        if name in other and float((other[name][1:] - x[1:]).norm()) > 1e-4 * float(x[1:].norm()):
-            return name, x.shape[-1]
+def _mixing(prefix: str, plain: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[str, int] | None:
+    """The first projection whose input at later tokens is another once the first token is, where that of a module
+    around it is not: tokens are mixed between the two. An MLP behind attention is handed what is mixed already."""
+
+    def moved(path: str) -> bool:
+        """Whether what a module is handed at later tokens has changed."""
+        x = plain[path][1:]
+        return path in other and float((other[path][1:] - x).norm()) > 1e-4 * float(x.norm())
+
+    for path, x in plain.items():
+        around = [one for one in plain if path.startswith(f"{one}.")]
+        if path.rpartition(".")[2] in OUTPUT_PROJECTIONS and moved(path) and any(not moved(one) for one in around):
+            return f"{prefix}.{path}", x.shape[-1]
     return None

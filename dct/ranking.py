@@ -47,7 +47,8 @@ class Ranking:
     Attributes:
         vectors: in the order asked for.
         unsteered: the model left alone (its `flipped` and `kl` are zero).
-        random_best, random_mean: over as many random vectors (or changes) of the same kind, each at the best of the same scales.
+        random_best, random_mean: over as many random vectors (or changes) of the same kind, each at the best of the
+            same scales.
         supervised: the difference of means, harmless minus harmful, at the source layer (see `beside`), at its best
             scale.
         words: what was compared.
@@ -162,11 +163,12 @@ def rank(
     random = at(aim.layer, lm.width).random(len(directions), settings.seed + 2)
     null = [effect for effect, _ in trials.best(random)]
     means = scorer.difference_of_means()
-    with_means = trials
-    if means is not None and not isinstance(aim.layer, int):
+    supervised = None
+    if means is not None:
         vectors = beside(lm, aim, factors.info, prompts)
-        other = Scorer(lm, compared, vectors.layer, prompts, harmless, aim.system)
-        with_means = replace(trials, scorer=other, scale=vectors.scale)
+        if vectors is not aim:
+            scorer = Scorer(lm, compared, vectors.layer, prompts, harmless, aim.system)
+        supervised = replace(trials, scorer=scorer, scale=vectors.scale).best(means[None].cpu())[0][0]
     alpha = factors.alpha.repeat(len(directions) // len(factors)).tolist()
     ranked = [Ranked(n, e, a, norm) for n, (e, norm), a in zip(names, effects, alpha, strict=True)]
     return Ranking(
@@ -174,7 +176,7 @@ def rank(
         unsteered=scorer.unsteered,
         random_best=max(null, key=trials.merit),
         random_mean=_mean(null),
-        supervised=None if means is None else with_means.best(means[None].cpu())[0][0],
+        supervised=supervised,
         words=compared,
         scale=aim.scale,
         prompts=len(prompts),

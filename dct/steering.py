@@ -33,8 +33,8 @@ def steer(
         vector: one vector for all rows of a batch, or one for each row. Its norm is the strength: pass R v. With a
             third axis, one for each position of each row (or of all rows, where there is one): a row's first token that
             is no padding has position 0, and generated ones are counted on.
-        layer: s, the block whose input is steered, 0 <= s < L: the site where slices are fitted. Or the rank-1 changes of
-            a band, of which `vector` then is one for all rows or one for each (see `RankOne`).
+        layer: s, the block whose input is steered, 0 <= s < L: the site where slices are fitted. Or the rank-1 changes
+            of a band, of which `vector` then is one for all rows or one for each (see `RankOne`).
         tokens: `all`, or only those of the `prompt`, or only the `generated` ones. Generated are tokens that are read
             with a cache of earlier ones, or, without a cache, what a call has beyond the tokens of the call before.
 

@@ -23,7 +23,8 @@ def check_band(how: "Method", asked: FitSliceSettings, options: FitSettings) -> 
         if asked.band is not None:
             names = ", ".join(name for name in built_in() if method(name).rank_one)
             raise UsageError(
-                f"`band` is of rank-1 changes, and {how.name} learns vectors: choose {names} as `method`, or a `source`",
+                f"`band` is of rank-1 changes, and {how.name} learns vectors: choose {names} as `method`, or "
+                "give a `source`",
                 argument="band",
             )
         return

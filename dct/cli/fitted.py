@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dct.settings import FitSettings
     from dct.slice import Slice
 
+FAINT = 0.1
+"""Share of the target stream's norm below which no factor is likely to change what a model says."""
+
 
 def describe(terminal: Terminal, slice_: "Slice | Difference", prompts: int) -> None:
     """Says which layers, how many prompts and tokens, and how long the stream is."""
@@ -91,7 +94,12 @@ def announce(terminal: Terminal, expected: dict[str, Any], batch: int | None) ->
 
 
 def doubts(terminal: Terminal, info: dict[str, Any]) -> None:
-    """Warns of a fit that has not come to rest, and of factors that have exploded."""
+    """Warns of a fit that has not come to rest, of factors that have exploded, and of changes that hardly act."""
+    if info.get("perturbation") and info["of_target"][1] < FAINT:
+        terminal.warn(
+            f"the strongest change moves the target stream by {info['of_target'][1]:.1%} of its norm, too little for "
+            "the model to say anything else: try a larger --scale"
+        )
     if info.get("settled") is False:
         terminal.warn(
             "the factors have not settled: another run may find others; try more --iterations, or leave --beta out"

@@ -41,7 +41,11 @@ def steer(
     run of cpe act on the attention outputs of their blocks instead.
     """
     terminal = Terminal(output.json, output.quiet)
+    from dct.perturbation import vectors_alone
+
     opened, factors, lm = open_run(terminal, run, model, prompts, output.force)
+    if vectors.aggregate is not None:
+        vectors_alone(factors.info, "`aggregate`", "choose one with `vector`")
     picked = chosen_vectors(opened, vectors)
     content = run_steer(
         terminal,
@@ -84,14 +88,12 @@ def run_steer(
     import torch
 
     from dct.candidates import Aim, chosen
-    from dct.perturbation import at, layer_of, vectors_alone
+    from dct.perturbation import at, layer_of
     from dct.scoring import Scorer
     from dct.wordpair import words as compare
 
     if factors.info.get("source") is None:
         raise DctError("these factors do not say at which layer they were fitted: set info['source'] before saving")
-    if aggregate is not None:
-        vectors_alone(factors.info, "`aggregate`", "choose one with `vector`")
     layer, names = Aim.of(factors).layer, list(picked)
     each = options.scale * torch.tensor([n or factors.scale for n in picked.values()])
     R = float(each.mean())
@@ -107,7 +109,7 @@ def run_steer(
     if aggregate is not None:
         labels, directions = _aggregated(scorer, directions, aggregate, R, names)
         each = each.mean()[None]
-    steered = each[:, None] * directions
+    steered = at(layer, lm.width).scaled(directions, each)
     effects = scorer.effects(steered)
     null = scorer.effects(R * at(layer, lm.width).random(1, options.seed + 2))[0]
     completions = _completed(terminal, lm, prompts, labels, steered, layer, options, system)

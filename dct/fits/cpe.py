@@ -2,8 +2,8 @@
 
     maximise  sum_l alpha_l <u_l, f(R v_l)> - sum_lk alpha_l alpha_k <u_l, u_k> (exp cos(v_l, v_k) - 1)
 
-A. Mack, N. Panickssery and A. Turner, "Mechanistically Eliciting Latent Behaviors in Language Models" (2026). What v is,
-the map says: of a `BandSlice` rank-1 changes of attention outputs, which this is for; of any other a vector.
+A. Mack, N. Panickssery and A. Turner, "Mechanistically Eliciting Latent Behaviors in Language Models" (2026). What v
+is, the map says: of a `BandSlice` rank-1 changes of attention outputs, which this is for; of any other a vector.
 
 The push is ours. The published loop subtracts a weighted mean of all phi at a temperature that makes hardly any
 difference between near and far ones, before blocks get unit norm; here blocks have unit norm first, and every change
