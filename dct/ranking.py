@@ -162,13 +162,6 @@ def rank(
     effects = trials.best(directions)
     random = at(aim.layer, lm.width).random(len(directions), settings.seed + 2)
     null = [effect for effect, _ in trials.best(random)]
-    means = scorer.difference_of_means()
-    supervised = None
-    if means is not None:
-        vectors = beside(lm, aim, factors.info, prompts)
-        if vectors is not aim:
-            scorer = Scorer(lm, compared, vectors.layer, prompts, harmless, aim.system)
-        supervised = replace(trials, scorer=scorer, scale=vectors.scale).best(means[None].cpu())[0][0]
     alpha = factors.alpha.repeat(len(directions) // len(factors)).tolist()
     ranked = [Ranked(n, e, a, norm) for n, (e, norm), a in zip(names, effects, alpha, strict=True)]
     return Ranking(
@@ -176,7 +169,7 @@ def rank(
         unsteered=scorer.unsteered,
         random_best=max(null, key=trials.merit),
         random_mean=_mean(null),
-        supervised=supervised,
+        supervised=_supervised(trials, aim, beside(lm, aim, factors.info, prompts) if harmless else aim),
         words=compared,
         scale=aim.scale,
         prompts=len(prompts),
@@ -217,6 +210,21 @@ class _Trials:
         tried = list(zip(self.scorer.effects(steered, self.on_rows), norms, strict=True))
         n = len(directions)
         return [max(tried[k::n], key=lambda t: self.merit(t[0])) for k in range(n)]
+
+
+def _supervised(trials: _Trials, aim: Aim, beside: Aim) -> Effect | None:
+    """The difference of means at its best scale; None without harmless prompts.
+
+    Args:
+        beside: where it is added, which is where the factors' own vectors are, or in place of rank-1 changes.
+    """
+    scorer = trials.scorer
+    means = scorer.difference_of_means()
+    if means is None:
+        return None
+    if beside is not aim:
+        trials = replace(trials, scorer=scorer.at(beside.layer), scale=beside.scale)
+    return trials.best(means[None].cpu())[0][0]
 
 
 def _mean(effects: list[Effect]) -> Effect:

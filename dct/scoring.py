@@ -169,6 +169,7 @@ class Scorer:
         system: str | None = None,
     ) -> None:
         self.lm, self.words, self.source = lm, words, source
+        self._told = prompts, harmless, system
         self.rows = lm.encode(prompts, system)
         self.contrast = Contrast(lm, words, source, self.rows)
         self.base = self.contrast.base
@@ -188,6 +189,10 @@ class Scorer:
             layer = layer_of(self.source)
             away = Slice(self.lm, self.rows, layer, layer + 1, positions=1)
         return difference_of_means(self.harmless.slice, away)
+
+    def at(self, source: Site) -> "Scorer":
+        """The same for what acts elsewhere."""
+        return Scorer(self.lm, self.words, source, *self._told)
 
     def against(self, before: "Scorer") -> Effect:
         """What the model as this scorer found it does differently from the model as `before` found it."""
