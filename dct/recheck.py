@@ -25,7 +25,7 @@ from dct.generation import complete
 from dct.job import Job
 from dct.method import Method, method
 from dct.model import LanguageModel
-from dct.perturbation import recorded
+from dct.perturbation import layer_of, recorded
 from dct.replies import UNSTEERED
 from dct.settings import FitSettings
 from dct.slice import Slice
@@ -90,8 +90,12 @@ class Again:
         """What the vectors of a sample cause, how strongly, and the curve that R was read from."""
         info = self.factors.info
         ids = info.get("ids") or self.lm.encode(info["prompts"], info.get("system"))
-        what = (ids, Aim.of(self.factors).layer, info["target"], info.get("positions"))
-        slice_ = sliced(self.lm, *what) if self.minus is None else Difference.between(self.lm, self.minus, *what)
+        site, read = Aim.of(self.factors).layer, (info["target"], info.get("positions"))
+        slice_: Slice | Difference
+        if self.minus is None:
+            slice_ = sliced(self.lm, ids, site, *read)
+        else:
+            slice_ = Difference.between(self.lm, self.minus, ids, layer_of(site), *read)
         checks = [_number("residual norm", slice_.residual_norm, info["residual_norm"], self.allowed)]
         calibrated = (info.get("calibration") or {}).get("ratio")
         if calibrated:
