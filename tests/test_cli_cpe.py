@@ -185,11 +185,6 @@ def test_what_takes_vectors_alone_says_so(folder, words, said):
     assert result.output.count("error:") == 1
 
 
-def test_the_outputs_of_changes_can_be_ablated(folder):
-    content = as_json("ablate", folder, "--vector", 0, "--site", "target", "--n", 1, "--max-new-tokens", 2, *MILD)
-    assert content["rank"] == 1
-
-
 def test_a_chat_acts_with_one_change_at_a_time(folder):
     from typer.testing import CliRunner
 

@@ -10,6 +10,8 @@ difference between near and far ones, before blocks get unit norm; here blocks h
 moves away from those that are like it as a change of the model (`Perturbation.cosines`), by the steps of `repelled`.
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,6 +40,10 @@ class Cpe(OrthogonalisedIteration):
                 "cpe's changes are compared as matrices, which qr cannot do: pass `orthogonalize` soft or none",
                 argument="orthogonalize",
             )
+
+    def gains(self, work: Mapping[str, int]) -> bool:
+        """Compiled blocks cannot be changed row by row."""
+        return False
 
     def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
         """m rows an iteration that is left, and the final responses."""
