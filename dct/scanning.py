@@ -12,6 +12,7 @@ from dct.calibration import random_directions
 from dct.errors import DctError
 from dct.proposal import propose
 from dct.settings import ScanSettings
+from dct.team import current
 from dct.writing import write_whole
 
 FORMAT = "dct scan 1"
@@ -31,7 +32,7 @@ def scan(ladder: Ladder, asked: ScanSettings, path: Path, advance: Callable[[str
     Raises:
         DctError: the file cannot be written.
     """
-    content = _begun(ladder, asked, path)
+    content = current().agreed(lambda: _begun(ladder, asked, path))
     depth, kept = ladder.depth, time.monotonic()
     probes = orthonormal(asked.probes, ladder.dim, asked.seed)
     directions = random_directions(asked.directions, ladder.dim, asked.seed)

@@ -217,6 +217,20 @@ def test_a_command_in_two_processes_says_and_writes_what_it_does_in_one(finished
     assert config[0] == config[1]  # how many processes there were is no part of what was fitted
 
 
+def test_a_scan_in_two_processes_measures_what_it_does_in_one(finished):
+    words = ["scan", "--n", "1", "--probes", "4", "--directions", "3"]
+    for more in ([], ["--processes", "2"]):
+        done = run([*words, *more, "--out", f"scan{len(more)}.json", "--json"], finished)
+        assert done.returncode == 0, done.stderr
+        json.loads(done.stdout)
+    one, two = (json.loads((finished / name).read_text()) for name in ("scan0.json", "scan2.json"))
+    assert one.keys() == two.keys()
+    assert one["proposal"]["source"] == two["proposal"]["source"]
+    for name in ("gain", "written", "nonlinear"):
+        for a, b in zip(one[name], two[name], strict=True):
+            assert np.allclose(a, b, rtol=1e-5, atol=1e-7), name
+
+
 def test_a_wrong_request_is_one_line_from_several_processes(finished):
     done = run([*FIT, "--out", "one", "--processes", "2"], finished)
     assert done.returncode == 1

@@ -17,6 +17,7 @@ from dct.settings import (
     ScanOutputSettings,
     ScanSettings,
     ScanSliceSettings,
+    WorkSettings,
 )
 
 
@@ -26,6 +27,7 @@ def scan(
     slice_: ScanSliceSettings,
     prompts: FitPromptSettings,
     options: ScanSettings,
+    work: WorkSettings,
     output: ScanOutputSettings,
 ) -> None:
     """Measure what every source layer does to every target layer, and propose the two to fit between."""
