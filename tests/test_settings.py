@@ -110,6 +110,7 @@ def value_of(p: Parameter) -> object:
         "learned": (1.5,),
         "maps": ("gated", "noise"),
         "memory": "2GB",
+        "band": "2-5",
         "vector": ["3", "-4"] if p.kind == list[str] | None else "3",
         "rank": 5 if p.kind is int else [2, 1],
         "prompt": ["How?", "Why? `x`"],
