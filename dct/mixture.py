@@ -90,7 +90,7 @@ class Mixtures:
         if len(terms) > TERMS:
             raise UnknownModelError(f"more than {TERMS} vectors at once: {TERMS} at most")
         kind = recorded(self.factors.info, self.factors.V.shape[1])
-        if len(terms) > 1 and not kind.signed:
+        if len(terms) > 1 and not kind.adds:
             raise UnknownModelError("several rank-1 changes are none of rank 1: one at a time")
         directions = torch.stack([self._direction(term.vector) for term in terms])
         return kind.scaled(directions, torch.tensor([self.norm(term) for term in terms])).sum(0)

@@ -38,8 +38,8 @@ class Perturbation:
 
     dim: int
     kind: ClassVar[str] = "vector"
-    signed: ClassVar[bool] = True
-    """theta and -theta are different perturbations."""
+    adds: ClassVar[bool] = True
+    """The sum of two is one of the same kind."""
 
     def unit(self, rows: Rows, otherwise: Rows | None = None) -> Rows:
         """Rows at unit length; what vanishes is taken from the unit rows `otherwise`, if there are any."""
@@ -104,7 +104,7 @@ class RankOne(Perturbation):
     width: int = 0
     modules: tuple[str, ...] = ()
     kind: ClassVar[str] = "rank-1"
-    signed: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
 
     @classmethod
     def of(cls, first: int, inputs: tuple[int, ...], width: int, modules: tuple[str, ...]) -> "RankOne":
