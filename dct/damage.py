@@ -1,9 +1,11 @@
-"""What pushes do to harmless prompts: how far next words move, and which replies they spoil."""
+"""What pushes do to harmless prompts: how far next words move, and which replies they spoil; and who is preferred for
+doing less of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from dct.judging import REFUSED, Verdict
+from dct.halving import Contest
+from dct.judging import REFUSED, Verdict, standard_error
 from dct.ownrun import next_logs
 from dct.pool import Jury
 from dct.replies import Push, Replies
@@ -51,6 +53,22 @@ class Harmless:
         """Both: next words, and whole replies."""
         said = self.replies.said([(push, prompt) for prompt in self.sound])
         return Damage(self.kl(push), sum(map(_spoiled, self.jury.verdicts(self.sound, said))), len(self.sound))
+
+
+def mildest(contest: Contest, pushes: Sequence[Push], kl: Callable[[Push], float]) -> Contest:
+    """The contest, with the push first that damages least of those that cannot be told from the best: asked as much,
+    and no more than a standard error of its share behind it. The next best comes first if they are equal in that too.
+
+    The rule of one standard error (L. Breiman et al., "Classification and Regression Trees", 1984). Without it one
+    success more on 32 prompts decided for a vector with twice the damage.
+    """
+    best = contest.order[0][1]
+    bound = best.share - standard_error(best.right, best.asked)
+    near = [one for one in contest.order if one[1].asked == best.asked and one[1].share >= bound]
+    if len(near) == 1:
+        return contest
+    first = min(near, key=lambda one: kl(pushes[one[0]]))
+    return replace(contest, order=[first, *(one for one in contest.order if one is not first)])
 
 
 def _spoiled(verdict: Verdict) -> bool:

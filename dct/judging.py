@@ -148,6 +148,14 @@ def wilson(found: int, of: int, z: float = 1.959964) -> tuple[float, float]:
     return 0.0 if found == 0 else low, 1.0 if found == of else high
 
 
+def standard_error(found: int, of: int) -> float:
+    """Of a share, sqrt(p (1 - p) / n) with two successes and two failures added, so that it does not vanish at either
+    end (A. Agresti and B. Coull, 1998)."""
+    n = of + 4
+    p = (found + 2) / n
+    return float((p * (1 - p) / n) ** 0.5)
+
+
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """The chance that two outcomes on the same prompts differ so much or more by chance alone (Q. McNemar, 1947), exact
     and two-sided: each of the n prompts on which they differ is a coin; with k the smaller part,

@@ -2,8 +2,8 @@
 
 All vectors are heard on a few prompts, as are as many random ones and differences of means at all layers. Those with
 most successes, and noise, then compete on more prompts, each arm with the same number of tries. Replies are judged; of
-each arm the best one is chosen on validation prompts and reported on test prompts that nothing has seen before. Ties go
-by likelihood.
+each arm one is chosen on validation prompts and reported on test prompts that nothing has seen before: of those no
+more than a standard error behind the best, the one that damages harmless prompts least.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 from dct.arms import FOUND, HEARD, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
 from dct.beside import beside
 from dct.candidates import Aim, candidates, tries
-from dct.damage import Harmless
+from dct.damage import Harmless, mildest
 from dct.estimate import Cost, clocked, cost
 from dct.exam import Exam, Heard, Tally, middle
 from dct.factors import Factors
@@ -151,11 +151,13 @@ class _Trial:
         self.watch.cost(lambda: self._expected(planned, made, scorer))
         screened = screen(self.factors, scorer, self.heard_at, self.ranking.seed)
         heard, entered = self._arms(screened, compared)
+        harmless = Harmless(self.replies, self._reader, self.mild) if self.mild else None
         contests = {arm: self._contest(arm, pushes) for arm, pushes in entered.items()}
+        if harmless is not None:
+            contests = {arm: mildest(contest, entered[arm], harmless.kl) for arm, contest in contests.items()}
         chosen = {arm: entered[arm][contest.order[0][0]] for arm, contest in contests.items()}
         self.watch.stage("test")
         tested = self.exam.asked([*chosen.values(), None], self.pool.test).tolist()
-        harmless = Harmless(self.replies, self._reader, self.mild) if self.mild else None
         champions = [
             self._champion(arm, push, contests[arm].order[0][1], row, tested[0], harmless)
             for (arm, push), row in zip(chosen.items(), tested, strict=False)

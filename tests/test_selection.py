@@ -17,10 +17,12 @@ from dct import DctError
 from dct import replies as making
 from dct.arms import ARMS, Screen, noise
 from dct.candidates import Aim
+from dct.damage import mildest
 from dct.factors import Factors
 from dct.generation import complete
+from dct.halving import Contest, Mark
 from dct.journal import Journal
-from dct.judging import Judge, Reply, Verdict, mcnemar, wilson
+from dct.judging import Judge, Reply, Verdict, mcnemar, standard_error, wilson
 from dct.ownrun import next_logs, own_difference
 from dct.pool import divided
 from dct.ranking import Watch
@@ -585,6 +587,38 @@ def test_mcnemar_is_exact(ahead, behind):
     ways = [sum(w) for w in itertools.product((0, 1), repeat=n)]
     extreme = sum(max(k, n - k) >= seen for k in ways)
     assert mcnemar(first, second) == pytest.approx(extreme / len(ways))
+
+
+def contested(*marks: tuple[int, int]) -> Contest:
+    return Contest([(k, Mark(*mark)) for k, mark in enumerate(marks)], Mark(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("marks", "damages", "first"),
+    [
+        ([(32, 32), (31, 32), (30, 32)], [2.8, 1.5, 0.1], 1),  # one success is within a standard error, two are not
+        ([(32, 32), (31, 32)], [1.5, 2.8], 0),
+        ([(32, 32), (31, 32)], [1.5, 1.5], 0),  # equals: the better one
+        (
+            [(16, 32), (14, 32), (13, 32)],
+            [3.0, 2.0, 1.0],
+            1,
+        ),  # in the middle a standard error is nearly three successes
+        ([(31, 32), (16, 16)], [2.0, 0.1], 0),  # asked less
+        ([(0, 8), (0, 8), (0, 8)], [0.3, 0.2, 0.4], 1),
+    ],
+)
+def test_of_those_that_cannot_be_told_from_the_best_the_one_with_least_damage_is_chosen(marks, damages, first):
+    pushes = [Push(0, torch.full((2,), float(k))) for k in range(len(marks))]
+    found = mildest(contested(*marks), pushes, lambda push: damages[int(push.added[0])])
+    assert found.order[0] == (first, Mark(*marks[first]))
+    assert sorted(found.order) == sorted(contested(*marks).order, key=lambda one: one[0])
+
+
+def test_a_standard_error_is_that_of_the_share_and_does_not_vanish():
+    assert standard_error(30, 60) == pytest.approx((0.25 / 64) ** 0.5)
+    assert standard_error(32, 32) == pytest.approx(standard_error(0, 32))
+    assert 0.03 < standard_error(32, 32) < 0.05
 
 
 def test_what_breaks_the_model_comes_last_in_the_screen():
