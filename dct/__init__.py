@@ -18,6 +18,7 @@ from dct.version import __version__
 
 if TYPE_CHECKING:
     from dct.ablation import ablate, leak
+    from dct.bandslice import BandSlice
     from dct.calibration import Calibration, calibrate
     from dct.candidates import aggregate
     from dct.difference import Difference
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dct.writers import Writer, residual_writers
 
 _HOMES = {
+    "BandSlice": "bandslice",
     "CalibrationError": "errors",
     "Calibration": "calibration",
     "DctError": "errors",
@@ -64,6 +66,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BandSlice",
     "Calibration",
     "CalibrationError",
     "DctError",

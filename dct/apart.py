@@ -26,6 +26,7 @@ from dct.model import LanguageModel
 from dct.naming import telling_words
 from dct.nexttoken import NextTokens
 from dct.ownrun import logits_of
+from dct.perturbation import Site
 from dct.ranking import UNWATCHED, Watch, multiples
 from dct.replies import UNSTEERED, Push, Replies
 from dct.scoring import direction_between, divergence
@@ -296,7 +297,7 @@ def _heard(pair: Pair, replies: Replies, asked: Sequence[Try], watch: Watch) -> 
     return {one.key: replace(now, other=other, says=word) for one, now, other, word in whole}
 
 
-def _push(layer: int, one: Try) -> Push | None:
+def _push(layer: Site, one: Try) -> Push | None:
     return Push(layer, one.added, one.told.vector, one.told.scale) if one.told.vector != UNSTEERED else None
 
 

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dct.calibration import random_directions
 from dct.candidates import Aim, candidates
 from dct.factors import Factors
+from dct.perturbation import recorded
 from dct.replies import Push
 from dct.scoring import Effect, Scorer
 
@@ -75,7 +75,7 @@ def screen(
 ) -> Screen:
     """Scores all vectors of the factors, and as many random ones drawn from seed + 2, `scale` long."""
     names, directions = candidates(factors)
-    null = random_directions(len(directions), directions.shape[1], seed + 2)
+    null = recorded(factors.info, directions.shape[1]).random(len(directions), seed + 2)
     effects = scorer.effects(scale * torch.cat([directions, null]), on_rows)
     alpha = factors.alpha.repeat(len(directions) // len(factors)).tolist()
     return Screen(names, directions, alpha, effects[: len(names)], null, effects[len(names) :])

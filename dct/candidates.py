@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from dct.errors import DctError, UsageError
 from dct.factors import Factors
+from dct.perturbation import RankOne, Site, recorded
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Aim:
     """Where vectors are added, how far, and under which system message.
 
     Attributes:
-        layer: theta is added to hidden_states[layer].
-        scale: R, the norm of what is added.
+        layer: theta is added to hidden_states[layer]; or the changes of a band that theta is one of.
+        scale: R, the norm of theta.
         system: system message; None for none.
     """
 
-    layer: int
+    layer: Site
     scale: float
     system: str | None
 
@@ -40,13 +41,16 @@ class Aim:
         Raises:
             UsageError: neither says which layer.
         """
+        kind = recorded(factors.info, factors.V.shape[1])
         layer: Any = factors.info.get("source") if source is None else source
+        if source is None and isinstance(kind, RankOne):
+            layer = kind
         if layer is None:
             raise UsageError(
                 "these factors do not say which layer they were fitted at: pass `source`", argument="source"
             )
         return cls(
-            int(layer),
+            layer if isinstance(layer, RankOne) else int(layer),
             factors.scale if scale is None else scale,
             factors.info.get("system") if system is None else system,
         )
@@ -73,7 +77,10 @@ def chosen(factors: Factors, name: str, side: str = "source") -> Float[Tensor, "
     if int(digits) >= len(factors):
         raise DctError(f"vector {name} is out of range: this file holds vectors 0 to {len(factors) - 1}")
     row = (factors.V if side == "source" else factors.U)[int(digits)]
-    return -row if name.strip().startswith("-") else row
+    if not name.strip().startswith("-"):
+        return row
+    kind = recorded(factors.info, len(row))
+    return kind.opposite(row[None])[0] if side == "source" else -row
 
 
 def tries(

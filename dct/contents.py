@@ -51,6 +51,17 @@ MINUS = Record(
 )
 """The model whose response was subtracted."""
 
+PERTURBATION = Record(
+    needed={
+        "kind": one_of("rank-1"),
+        "first": layer,
+        "inputs": Listing(whole(1), least=1),
+        "width": whole(1),
+        "modules": Listing(text(1), least=1),
+    }
+)
+"""What the rows of V are, where they are no vectors: rank-1 changes of a band of blocks."""
+
 KNOWN = {
     "model": text(1),
     "fingerprint": text(),
@@ -77,6 +88,7 @@ KNOWN = {
     "estimate": OrNull(Record()),
     "compile": one_of("on", "off", "auto"),
     "minus": OrNull(MINUS),
+    "perturbation": OrNull(PERTURBATION),
     "batch": OrNull(whole(1)),
     "seed": seed,
 }

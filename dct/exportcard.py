@@ -54,6 +54,11 @@ def _what(parcel: Parcel, how: Format) -> str:
             f"The span of {names} ({rank} dimension{'s' if rank > 1 else ''}) is taken out of everything that writes "
             f"into the residual stream: W becomes W - D'D W. Format: {how.about}.\n"
         )
+    if parcel.changes is not None:
+        return (
+            f"Every attention output projection of {parcel.changes} (counted from 0) becomes W + R b a' with |a| = |b| "
+            f"= 1, at every token. R is in the numbers: strength 1 is the scale below. Format: {how.about}.\n"
+        )
     return (
         f"The vector R v is added to `hidden_states[{parcel.layer}]`, which enters block {parcel.layer} (counted from "
         f"0), at every token. R is in the numbers: strength 1 is the scale below. Format: {how.about}.\n"
@@ -61,9 +66,15 @@ def _what(parcel: Parcel, how: Format) -> str:
 
 
 def _content(parcel: Parcel) -> list[tuple[str, str]]:
-    rows = [("vectors", ", ".join(parcel.names)), ("found at layer", str(parcel.layer))]
+    where = ("found at layer", str(parcel.layer)) if parcel.changes is None else ("changes", parcel.site)
+    rows = [("vectors", ", ".join(parcel.names)), where]
     if not parcel.ablate:
-        rows.append(("length of what is added", ", ".join(f"{norm:.6g}" for norm in parcel.norms)))
+        rows.append(
+            (
+                "length of what is added" if parcel.changes is None else "R",
+                ", ".join(f"{norm:.6g}" for norm in parcel.norms),
+            )
+        )
     return rows
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dct.model import LanguageModel
+    from dct.perturbation import RankOne
 
 ADDITION, ABLATION = "addition", "ablation"
 
@@ -46,6 +47,7 @@ class Parcel:
         lm: the model itself, for formats that need its weights.
         ranking: `rank.json`, where these factors have been ranked.
         dtype: type of weights that are written; `auto` is the format's choice.
+        changes: what the directions are, where they are rank-1 changes and no vectors: then nothing is added.
     """
 
     directions: "Float[Tensor, 'n width']"
@@ -58,6 +60,14 @@ class Parcel:
     lm: "LanguageModel | None" = None
     ranking: Mapping[str, Any] | None = None
     dtype: str = "auto"
+    changes: "RankOne | None" = None
+
+    @property
+    def site(self) -> str:
+        """Where it acts, in words."""
+        if self.changes is not None:
+            return f"attention outputs of {self.changes}, counted from 0"
+        return f"hidden_states[{self.layer}], the input of block {self.layer} counted from 0"
 
     @property
     def vectors(self) -> "Float[Tensor, 'n width']":
@@ -85,10 +95,10 @@ class Parcel:
         """What files say of themselves: text alone."""
         what = {"norms": json.dumps(self.norms)} if not self.ablate else {}
         return {
-            "kind": ABLATION if self.ablate else ADDITION,
+            "kind": ABLATION if self.ablate else ADDITION if self.changes is None else self.changes.kind,
             "vectors": json.dumps(self.names),
             "layer": str(self.layer),
-            "site": f"hidden_states[{self.layer}], the input of block {self.layer} counted from 0",
+            "site": self.site,
             **what,
             "model": self.model,
             "fingerprint": self.fingerprint,
@@ -121,6 +131,7 @@ class Format(ABC):
         about: one line about it.
         carries: `ADDITION`, `ABLATION` or both.
         several: it holds any number of added vectors, not one alone.
+        rank_one: it holds a rank-1 change of weights.
         weights: what it needs the model's weights for, of what it carries.
     """
 
@@ -128,6 +139,7 @@ class Format(ABC):
     about: ClassVar[str]
     carries: ClassVar[tuple[str, ...]] = (ADDITION,)
     several: ClassVar[bool] = False
+    rank_one: ClassVar[bool] = False
     weights: ClassVar[tuple[str, ...]] = ()
 
     def check(self, parcel: Parcel) -> None:  # noqa: B027 (most have nothing of their own to refuse)
@@ -179,6 +191,26 @@ def format_named(name: str) -> Format:
     return REGISTRY.found(name, lambda offer, kind: subclass(offer, kind, Format))()  # type: ignore[type-abstract]
 
 
+def check_kind(how: Format, rank_one: bool, ablate: bool) -> None:
+    """Refuses rank-1 changes where a format holds vectors alone, and to project them out.
+
+    Raises:
+        UsageError: what can be done instead.
+    """
+    if not rank_one:
+        return
+    able = ", ".join(name for name in REGISTRY.built_in() if format_named(name).rank_one)
+    if ablate:
+        raise UsageError(
+            f"rank-1 changes are no directions to ablate: leave `ablate` out, with {able}", argument="ablate"
+        )
+    if not how.rank_one:
+        raise UsageError(
+            f"{how.name} holds vectors of the stream, and these factors are rank-1 changes of weights: choose {able}",
+            argument="format",
+        )
+
+
 def check(parcel: Parcel, how: Format) -> None:
     """Refuses what a format cannot hold.
 
@@ -189,7 +221,8 @@ def check(parcel: Parcel, how: Format) -> None:
     import torch
 
     wanted = ABLATION if parcel.ablate else ADDITION
-    if wanted not in how.carries:
+    check_kind(how, parcel.changes is not None, parcel.ablate)
+    if parcel.changes is None and wanted not in how.carries:
         others = ", ".join(name for name in REGISTRY.built_in() if wanted in format_named(name).carries)
         cure = "leave `ablate` out, or " if parcel.ablate else "add `ablate`, or "
         raise UsageError(f"{how.name} holds no {wanted}: {cure}choose {others}", argument="format")

@@ -14,6 +14,7 @@ from dct import plainjson
 from dct.contents import FACTORS
 from dct.errors import DctError
 from dct.method import signed
+from dct.perturbation import RankOne, recorded
 from dct.schema import Record
 from dct.tensorfile import as_stored, digest, read_tensors, write_tensors
 from dct.writing import write_whole as write_whole  # where other modules look for it
@@ -120,7 +121,8 @@ def faults(tensors: dict[str, Tensor], config: dict[str, Any]) -> str | None:
     bent = bent_row("V", V) or bent_row("U", U, or_zero=True)
     if bent is not None:
         return bent
-    return content_faults(FACTORS, config)
+    wrong = content_faults(FACTORS, config)
+    return wrong or perturbation_faults(V, config)
 
 
 def content_faults(declared: Record, config: dict[str, Any]) -> str | None:
@@ -131,6 +133,19 @@ def content_faults(declared: Record, config: dict[str, Any]) -> str | None:
         return f"its config is no JSON ({error})"
     wrong = declared.wrong(config, "")
     return layer_faults(config) if wrong is None else f"it has {wrong}"
+
+
+def perturbation_faults(V: Tensor, config: dict[str, Any]) -> str | None:
+    """What keeps the rows of V from being the changes that a config says they are; None where they are, or vectors."""
+    kind = recorded(config, V.shape[1])
+    if not isinstance(kind, RankOne):
+        return None
+    if V.shape[1] != kind.dim or len(kind.modules) != len(kind.inputs):
+        return f"its rows are not {kind.dim} numbers long, as changes of {kind} are"
+    parts = [piece for pair in kind.parts(V) for piece in pair]
+    lengths = torch.stack([piece.double().norm(dim=1) for piece in parts]) * len(parts) ** 0.5
+    bent = ((lengths - 1).abs() > UNIT).any(0)
+    return f"row {int(bent.nonzero()[0])} of its V has parts that are not of unit length" if bool(bent.any()) else None
 
 
 def layer_faults(config: dict[str, Any]) -> str | None:

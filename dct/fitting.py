@@ -24,7 +24,8 @@ from dct.errors import DctError, UsageError
 from dct.factors import Factors
 from dct.job import Job, Progress
 from dct.job import State as State  # where other modules look for it
-from dct.method import method
+from dct.method import Method, built_in, method
+from dct.perturbation import RankOne
 from dct.settings import FitSettings
 
 MOST_FACTORS = 512
@@ -67,6 +68,7 @@ def fit(
     settings = decided(with_changes(settings or FitSettings(), changes), dim)
     how = method(settings.method)
     how.check(settings, dim)
+    check_map(how, f)
     scale = settings.scale
     if scale is None:
         scale = found_scale(f, dim, settings, dtype=dtype, device=device)
@@ -80,6 +82,20 @@ def fit(
     V, U, alpha, objective = how.fit(job)
     info |= {"signed": how.signed, "batch": d.batch, "fit_seconds": round(time.monotonic() - began, 3)}
     return Factors(V.cpu(), U.cpu(), alpha.cpu(), objective.to(V.dtype).cpu(), float(scale), info)
+
+
+def check_map(how: Method, f: Map) -> None:
+    """Refuses a method that looks at a map where it has nothing to show.
+
+    Raises:
+        UsageError: rank-1 changes have no derivative at 0, and the method takes one, or draws vectors.
+    """
+    if isinstance(getattr(f, "perturbation", None), RankOne) and not how.rank_one:
+        rank_one = [name for name in built_in() if method(name).rank_one]
+        raise UsageError(
+            f"{how.name} learns vectors, and this map is of rank-1 changes: choose {', '.join(rank_one)}",
+            argument="method",
+        )
 
 
 def with_changes(settings: FitSettings, changes: dict[str, Any]) -> FitSettings:
@@ -139,14 +155,14 @@ def found_scale(
     device: torch.device | str | None = None,
 ) -> float:
     """R where it was left out: at the ratio that was asked for, or as `default_calibration` has it; for a method that
-    needs no scale, the map's `residual_norm`, or 1.
+    needs no scale, the map's `usual_scale`, its `residual_norm`, or 1.
 
     Raises:
         CalibrationError, DctError, NonFiniteError: as in `calibrate`.
     """
     norm = getattr(f, "residual_norm", None)
     if not method(settings.method).needs_scale:
-        return float(norm or 1.0)
+        return float(getattr(f, "usual_scale", None) or norm or 1.0)
     seed, batch = settings.seed, settings.batch
     return default_calibration(f, dim, settings.ratio, seed=seed, batch=batch, dtype=dtype, device=device).scale
 
@@ -166,6 +182,8 @@ def check_scale(scale: float, f: Map | None = None) -> None:
         raise UsageError(f"`scale` must be positive, got {scale}", argument="scale")
     low, high = SCALES
     norm, resolution = getattr(f, "residual_norm", None), getattr(f, "resolution", None)
+    if hasattr(f, "usual_scale"):  # R is no length of a vector
+        norm = None
     why = "numbers of 32 bits cannot hold its square"
     if norm is not None and resolution is not None and norm > 0:
         low, high = max(low, norm * resolution), min(high, norm / resolution)

@@ -13,6 +13,7 @@ from dct import compat
 from dct.batching import in_batches
 from dct.errors import DctError
 from dct.model import LanguageModel
+from dct.perturbation import Site
 from dct.steering import steer
 from dct.thinning import Rows, thinned, thins
 
@@ -59,7 +60,7 @@ def complete(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
     vectors: Float[Tensor, "rows width"] | Float[Tensor, "rows positions width"] | None = None,
-    layer: int = 0,
+    layer: Site = 0,
     *,
     tokens: str = "all",
     max_new_tokens: int = 64,
@@ -74,7 +75,7 @@ def complete(
         prompts: token ids of each row's prompt (see `LanguageModel.encode`).
         vectors: what is added to hidden_states[layer] for each row, R v; zeros leave a row unsteered. With a third
             axis, one for each position of a row (see `steer`).
-        layer: the steered site.
+        layer: the steered site: a layer, or the changes of a band that `vectors` then are.
         tokens: what is steered: `all`, `prompt` or `generated`.
         temperature: 0 is greedy.
         batch: rows generated together; halved when memory runs out.
@@ -200,7 +201,7 @@ def _generate(
     lm: LanguageModel,
     rows: list[list[int]],
     vectors: Tensor | None,
-    layer: int,
+    layer: Site,
     tokens: str,
     max_new_tokens: int,
     temperature: float,
@@ -224,7 +225,7 @@ def go_on(
     lm: LanguageModel,
     rows: list[list[int]],
     vectors: Float[Tensor, "rows width"] | None,
-    layer: int,
+    layer: Site,
     max_new_tokens: int,
     **hooks: Any,
 ) -> None:
@@ -247,7 +248,7 @@ def _passed(
     lm: LanguageModel,
     rows: list[list[int]],
     vectors: Tensor | None,
-    layer: int,
+    layer: Site,
     tokens: str,
     settings: GenerationConfig,
     **hooks: Any,
@@ -280,7 +281,7 @@ def _called(
     lm: LanguageModel,
     rows: Rows,
     vectors: Tensor | None,
-    layer: int,
+    layer: Site,
     tokens: str,
     settings: GenerationConfig,
     **hooks: Any,

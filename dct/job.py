@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dct.derivatives import Derivatives
 from dct.method import sizes
+from dct.perturbation import Perturbation
 from dct.settings import FitSettings
 
 Progress = Callable[[str, int, int], None]
@@ -93,6 +94,11 @@ class Job:
     def seed(self) -> int:
         """Of every random choice; a second choice takes `seed + 1`, and so on."""
         return self.settings.seed
+
+    @property
+    def space(self) -> Perturbation:
+        """What rows of V are: how they are drawn, normalised and compared. Vectors, unless the map says otherwise."""
+        return getattr(self.d.f, "perturbation", None) or Perturbation(self.d.dim)
 
     def response(self, V: Float[Tensor, "m d"]) -> Float[Tensor, "m d_out"]:
         """R_S(v_l) = f(R v_l), for every row of V."""

@@ -38,6 +38,7 @@ class Method(ABC):
         orthogonalize: how vectors are pushed apart, unless told otherwise: `qr`, `soft` or `none`.
         options: options of its own, with their defaults: numbers, truth values or text.
         one_row: its passes have a single row, whatever the batch.
+        rank_one: what it learns of a model are rank-1 changes of a band of blocks (`dct.perturbation`).
         objective: what the first number of its objective is, in words.
         kernel: which kappa the strengths solve K alpha = b with (`dct.fits.shared.strengths`); None where they are
             something else.
@@ -52,6 +53,7 @@ class Method(ABC):
     orthogonalize: ClassVar[str] = "soft"
     options: ClassVar[Mapping[str, Any]] = {}
     one_row: ClassVar[bool] = False
+    rank_one: ClassVar[bool] = False
     objective: ClassVar[str] = "causal importance"
     kernel: ClassVar[str | None] = None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from dct.candidates import chosen
 from dct.errors import DctError
 from dct.factors import Factors
+from dct.perturbation import recorded
 
 MODEL = "model"
 """The model by a name that always holds, whatever it is called."""
@@ -88,7 +89,11 @@ class Mixtures:
         """
         if len(terms) > TERMS:
             raise UnknownModelError(f"more than {TERMS} vectors at once: {TERMS} at most")
-        return torch.stack([self.norm(term) * self._direction(term.vector) for term in terms]).sum(0)
+        kind = recorded(self.factors.info, self.factors.V.shape[1])
+        if len(terms) > 1 and not kind.adds:
+            raise UnknownModelError("several rank-1 changes are none of rank 1: one at a time")
+        directions = torch.stack([self._direction(term.vector) for term in terms])
+        return kind.scaled(directions, torch.tensor([self.norm(term) for term in terms])).sum(0)
 
     def norm(self, term: Term) -> float:
         """How far a vector is added, c R: where it says no c, as far as the ranking found best, or else R.

@@ -70,6 +70,9 @@ class LanguageModel:
     """Whether rows of a batch may be dropped while it goes on with others; known likewise."""
     sites: list[Any] | None = field(init=False, repr=False, default=None)
     """What its blocks add to the stream; known once something was ablated (see `writers`)."""
+    projections: dict[int, tuple[str, int] | None] = field(init=False, repr=False, default_factory=dict)
+    """The attention output projections of its blocks with the width of their inputs; known once rank-1 changes were
+    made there (see `projections`)."""
     verified: set[tuple[str, int, int]] = field(init=False, repr=False, default_factory=set)
     """What has been held against the model's own run: a check, source and target (see `verification`)."""
     _said: set[str] = field(init=False, repr=False, default_factory=set)

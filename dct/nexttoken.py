@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dct.bandslice import sliced
 from dct.batching import in_batches
 from dct.blocks import readout
 from dct.errors import NonFiniteError
 from dct.model import LanguageModel
+from dct.perturbation import Site
 from dct.slice import Slice
 
 T = TypeVar("T")
@@ -44,7 +46,7 @@ class NextTokens:
 
     Args:
         lm: the model.
-        source: the steered layer.
+        source: the steered layer, or the changes of a band.
         rows: token ids of each prompt.
 
     Attributes:
@@ -52,10 +54,11 @@ class NextTokens:
         base: unsteered.
     """
 
-    def __init__(self, lm: LanguageModel, source: int, rows: Sequence[Sequence[int]]) -> None:
+    def __init__(self, lm: LanguageModel, source: Site, rows: Sequence[Sequence[int]]) -> None:
         self.lm = lm
-        self.slice = Slice(lm, rows, source, lm.depth, positions=1)
-        self.base: Float[Tensor, "prompts vocabulary"] = self.logs(torch.zeros(1, lm.width, device=lm.device))[0]
+        self.slice: Slice = sliced(lm, rows, source, lm.depth, positions=1)
+        nothing = torch.zeros(1, self.slice.dim, device=lm.device)
+        self.base: Float[Tensor, "prompts vocabulary"] = self.logs(nothing)[0]
 
     @torch.no_grad()
     def logs(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch prompts vocabulary"]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dct.model import LanguageModel
+from dct.perturbation import Site
 from dct.steering import steer
 from dct.wordpair import Words
 
@@ -34,7 +35,7 @@ def logits_of(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[tupl
 
 
 def next_logs(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], added: Tensor | None = None, layer: int = 0
+    lm: LanguageModel, rows: Sequence[Sequence[int]], added: Tensor | None = None, layer: Site = 0
 ) -> Float[Tensor, "prompts vocabulary"]:
     """log p of the next token behind each row, under whatever `steer` takes as its vector."""
     with nullcontext() if added is None else steer(lm, added, layer):
@@ -43,7 +44,7 @@ def next_logs(
 
 
 def own_difference(
-    lm: LanguageModel, words: Words, rows: Sequence[Sequence[int]], added: Tensor | None = None, layer: int = 0
+    lm: LanguageModel, words: Words, rows: Sequence[Sequence[int]], added: Tensor | None = None, layer: Site = 0
 ) -> list[float]:
     """log p(positive) - log p(negative) behind each row (see `scoring.Contrast`), in the same way."""
     both = []

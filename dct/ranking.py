@@ -5,19 +5,20 @@ of means. What a score is, `scoring` knows.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
-from dct.calibration import random_directions
+from dct.beside import beside
 from dct.candidates import Aim, candidates, tries
 from dct.errors import UsageError
 from dct.estimate import Cost
 from dct.factors import Factors
 from dct.model import LanguageModel
 from dct.openings import chosen_words
+from dct.perturbation import at
 from dct.scoring import Effect, Scorer
 from dct.settings import RankSettings
 from dct.wordpair import Words
@@ -46,8 +47,10 @@ class Ranking:
     Attributes:
         vectors: in the order asked for.
         unsteered: the model left alone (its `flipped` and `kl` are zero).
-        random_best, random_mean: over as many random unit vectors, each at the best of the same scales.
-        supervised: the difference of means, harmless minus harmful, at the source layer, at its best scale.
+        random_best, random_mean: over as many random vectors (or changes) of the same kind, each at the best of the
+            same scales.
+        supervised: the difference of means, harmless minus harmful, at the source layer (see `beside`), at its best
+            scale.
         words: what was compared.
         scale: R.
         prompts, harmless: how many of each.
@@ -157,8 +160,8 @@ def rank(
     names, directions = candidates(factors)
     watch.cost(lambda: scorer.expected((2 * len(directions) + bool(harmless)) * len(trials.scales)))
     effects = trials.best(directions)
-    null = [effect for effect, _ in trials.best(random_directions(len(directions), lm.width, settings.seed + 2))]
-    means = scorer.difference_of_means()
+    random = at(aim.layer, lm.width).random(len(directions), settings.seed + 2)
+    null = [effect for effect, _ in trials.best(random)]
     alpha = factors.alpha.repeat(len(directions) // len(factors)).tolist()
     ranked = [Ranked(n, e, a, norm) for n, (e, norm), a in zip(names, effects, alpha, strict=True)]
     return Ranking(
@@ -166,7 +169,7 @@ def rank(
         unsteered=scorer.unsteered,
         random_best=max(null, key=trials.merit),
         random_mean=_mean(null),
-        supervised=None if means is None else trials.best(means[None].cpu())[0][0],
+        supervised=_supervised(trials, aim, beside(lm, aim, factors.info, prompts) if harmless else aim),
         words=compared,
         scale=aim.scale,
         prompts=len(prompts),
@@ -207,6 +210,21 @@ class _Trials:
         tried = list(zip(self.scorer.effects(steered, self.on_rows), norms, strict=True))
         n = len(directions)
         return [max(tried[k::n], key=lambda t: self.merit(t[0])) for k in range(n)]
+
+
+def _supervised(trials: _Trials, aim: Aim, beside: Aim) -> Effect | None:
+    """The difference of means at its best scale; None without harmless prompts.
+
+    Args:
+        beside: where it is added, which is where the factors' own vectors are, or in place of rank-1 changes.
+    """
+    scorer = trials.scorer
+    means = scorer.difference_of_means()
+    if means is None:
+        return None
+    if beside is not aim:
+        trials = replace(trials, scorer=scorer.at(beside.layer), scale=beside.scale)
+    return trials.best(means[None].cpu())[0][0]
 
 
 def _mean(effects: list[Effect]) -> Effect:

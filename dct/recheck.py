@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dct.bandslice import sliced
 from dct.calibration import nonlinearity
-from dct.candidates import candidates
+from dct.candidates import Aim, candidates
 from dct.derivatives import Derivatives
 from dct.difference import Difference
 from dct.eigenrun import LIKE, METHOD
@@ -24,6 +25,7 @@ from dct.generation import complete
 from dct.job import Job
 from dct.method import Method, method
 from dct.model import LanguageModel
+from dct.perturbation import layer_of, recorded
 from dct.replies import UNSTEERED
 from dct.settings import FitSettings
 from dct.slice import Slice
@@ -88,8 +90,12 @@ class Again:
         """What the vectors of a sample cause, how strongly, and the curve that R was read from."""
         info = self.factors.info
         ids = info.get("ids") or self.lm.encode(info["prompts"], info.get("system"))
-        what = (ids, info["source"], info["target"], info.get("positions"))
-        slice_ = Slice(self.lm, *what) if self.minus is None else Difference.between(self.lm, self.minus, *what)
+        site, read = Aim.of(self.factors).layer, (info["target"], info.get("positions"))
+        slice_: Slice | Difference
+        if self.minus is None:
+            slice_ = sliced(self.lm, ids, site, *read)
+        else:
+            slice_ = Difference.between(self.lm, self.minus, ids, layer_of(site), *read)
         checks = [_number("residual norm", slice_.residual_norm, info["residual_norm"], self.allowed)]
         calibrated = (info.get("calibration") or {}).get("ratio")
         if calibrated:
@@ -120,7 +126,8 @@ class Again:
         kernel = getattr(how, "kernel", None)
         if kernel is None:
             return
-        K = gram(kernel, self.factors.V, self.factors.U)
+        kind = recorded(self.factors.info, self.factors.V.shape[1])
+        K = gram(kernel, kind.stand_ins(self.factors.V), self.factors.U)
         saved = (K @ self.factors.alpha.double())[chosen]
         here = (self.factors.U[chosen].double() * caused.double()).sum(1)
         if self.factors.signless:
@@ -142,13 +149,13 @@ class Again:
         if not known:
             return None
         some = random.Random(self.seed).sample(known, min(self.sample, len(known)))
-        added = torch.zeros(len(some), self.lm.width)
+        added = torch.zeros(len(some), directions.shape[1])
         for k, row in enumerate(some):
             if row["vector"] != UNSTEERED:
                 added[k] = float(row["scale"]) * directions[places[row["vector"]]]
         info = self.factors.info
         ids = self.lm.encode([row["prompt"] for row in some], info.get("system"))
-        said = complete(self.lm, ids, added.to(self.lm.device), info["source"], max_new_tokens=length)
+        said = complete(self.lm, ids, added.to(self.lm.device), Aim.of(self.factors).layer, max_new_tokens=length)
         other = [k for k, (row, text) in enumerate(zip(some, said, strict=True)) if row["completion"] != text]
         worst = ""
         if other:

@@ -55,6 +55,9 @@ class Recipe:
         values = {**config, **config["loading"], **config["options"]}
         values |= {"prompt": config["prompts"], "n": len(config["prompts"]), "prompts": None}
         values |= {"minus": (config.get("minus") or {}).get("model")}
+        if config.get("perturbation"):  # the source is the band's first block
+            first, inputs = config["perturbation"]["first"], config["perturbation"]["inputs"]
+            values |= {"source": None, "band": f"{first}-{first + len(inputs) - 1}"}
         return cls(
             ModelSettings.picked(values),
             FitSliceSettings.picked({"compile": "off", **values}),

@@ -18,6 +18,7 @@ from dct.generation import complete, completion_bytes
 from dct.journal import Journal
 from dct.memory import available
 from dct.model import LanguageModel
+from dct.perturbation import Site
 from dct.team import current
 
 AT_ONCE = 64
@@ -34,16 +35,16 @@ UNSTEERED = "unsteered"
 
 @dataclass(frozen=True, eq=False)
 class Push:
-    """Something that is added to the stream while a model runs.
+    """A perturbation that a model runs under: something that is added to the stream, or rank-1 changes of a band.
 
     Attributes:
-        layer: added to hidden_states[layer].
-        added: the vector itself, R v; or one for each position of a text.
+        layer: added to hidden_states[layer]; or the changes that `added` is one of.
+        added: R v; or a vector for each position of a text.
         name: what it is called: a vector's number, or words.
         scale: its norm.
     """
 
-    layer: int
+    layer: Site
     added: Float[Tensor, " width"] | Float[Tensor, "positions width"]
     name: str = ""
     scale: float = 0.0
@@ -101,7 +102,7 @@ class Replies:
         keys = [self._key(push, prompt) for push, prompt in asked]
         missing = {key: one for key, one in zip(keys, asked, strict=True) if key not in self.known}
         self._tell(len(asked) - len(missing))
-        groups: dict[tuple[int, int], list[str]] = {}
+        groups: dict[tuple[Site, int], list[str]] = {}
         for key, (push, _) in missing.items():
             site = (-1, 0) if push is None else (push.layer, push.added.ndim)
             groups.setdefault(site, []).append(key)

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dct.bandslice import sliced
 from dct.batching import in_batches
-from dct.calibration import random_directions
 from dct.errors import DctError
 from dct.estimate import Cost, cost, rows_seconds
 from dct.model import LanguageModel
 from dct.nexttoken import NextTokens, logits_of
+from dct.perturbation import RankOne, Site, at, layer_of
 from dct.slice import Slice
 from dct.wordpair import Words
 
@@ -94,7 +95,7 @@ class Contrast:
     Args:
         lm: the model.
         words: the texts.
-        source: the steered layer.
+        source: the steered layer, or the changes of a band.
         rows: token ids of each prompt.
 
     Attributes:
@@ -106,15 +107,15 @@ class Contrast:
         DctError: a prompt and its text do not fit into the model's context.
     """
 
-    def __init__(self, lm: LanguageModel, words: Words, source: int, rows: Sequence[Sequence[int]]) -> None:
+    def __init__(self, lm: LanguageModel, words: Words, source: Site, rows: Sequence[Sequence[int]]) -> None:
         self.lm, self.words, self.vocabulary = lm, words, lm.vocabulary
         read = [words.positive[:1]] if words.single else [words.positive, words.negative]
-        self.slices = []
+        self.slices: list[Slice] = []
         for ids in read:
             begun = [[*row, *words.after, *ids[:-1]] for row in rows]
             _check_lengths(lm, begun)
-            self.slices.append(Slice(lm, begun, source, lm.depth, positions=len(ids)))
-        self.base: Float[Tensor, " prompts"] = self.difference(torch.zeros(1, lm.width, device=lm.device))[0]
+            self.slices.append(sliced(lm, begun, source, lm.depth, positions=len(ids)))
+        self.base: Float[Tensor, " prompts"] = self.difference(torch.zeros(1, self.slices[0].dim, device=lm.device))[0]
 
     @torch.no_grad()
     def difference(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch prompts"]:
@@ -152,7 +153,7 @@ class Scorer:
     Args:
         lm: the model.
         words: the texts to compare.
-        source: the steered layer.
+        source: the steered layer, or the changes of a band.
         prompts: scored.
         harmless: damage is measured on them; empty for none.
         system: system message of both sets.
@@ -162,12 +163,13 @@ class Scorer:
         self,
         lm: LanguageModel,
         words: Words,
-        source: int,
+        source: Site,
         prompts: Sequence[str],
         harmless: Sequence[str] = (),
         system: str | None = None,
     ) -> None:
         self.lm, self.words, self.source = lm, words, source
+        self._told = prompts, harmless, system
         self.rows = lm.encode(prompts, system)
         self.contrast = Contrast(lm, words, source, self.rows)
         self.base = self.contrast.base
@@ -184,8 +186,13 @@ class Scorer:
             return None
         away = self.contrast.slices[0]
         if not self.words.single:  # its prompts are followed by a text
-            away = Slice(self.lm, self.rows, self.source, self.source + 1, positions=1)
+            layer = layer_of(self.source)
+            away = Slice(self.lm, self.rows, layer, layer + 1, positions=1)
         return difference_of_means(self.harmless.slice, away)
+
+    def at(self, source: Site) -> "Scorer":
+        """The same for what acts elsewhere."""
+        return Scorer(self.lm, self.words, source, *self._told)
 
     def against(self, before: "Scorer") -> Effect:
         """What the model as this scorer found it does differently from the model as `before` found it."""
@@ -213,7 +220,8 @@ class Scorer:
 
     def expected(self, rows: int, seed: int = 0) -> Cost:
         """What the effects of so many vectors will take, by timing those of a few random ones."""
-        some = self.contrast.slices[0].residual_norm * random_directions(self.batch, self.lm.width, seed)
+        size = 1.0 if isinstance(self.source, RankOne) else self.contrast.slices[0].residual_norm
+        some = size * at(self.source, self.lm.width).random(self.batch, seed)
         seconds = rows_seconds(lambda size: self.effects(some[:size]), rows, self.batch, self.lm.device)
         return cost(seconds, min(rows, self.batch) * self.row_bytes, self.lm.device, self.lm.memory)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dct.arms import FOUND, HEARD, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
+from dct.beside import beside
 from dct.candidates import Aim, candidates, tries
 from dct.damage import Harmless, mildest
 from dct.estimate import Cost, clocked, cost
@@ -26,6 +27,7 @@ from dct.judging import judge as judge_by_name
 from dct.model import LanguageModel
 from dct.openings import chosen_words, known_words, openings
 from dct.outcome import Champion, Selected, Selection
+from dct.perturbation import layer_of
 from dct.pool import Jury, Pool, divided
 from dct.ranking import UNWATCHED, Watch, multiples
 from dct.replies import Push, Replies
@@ -183,6 +185,11 @@ class _Trial:
         push = Push(self.aim.layer, self.heard_at * candidates(self.factors)[1][0])
         return self.replies.missing([(push, self._first[0])]) == 0
 
+    @cached_property
+    def _beside(self) -> Aim:
+        """Where and how far the vectors are added that are no perturbations of the factors' kind."""
+        return beside(self.lm, self.aim, self.factors.info, self.pool.validation)
+
     @property
     def heard_at(self) -> float:
         """The length at which vectors are scored and heard."""
@@ -234,7 +241,7 @@ class _Trial:
         if self.mild:
             self.watch.stage("difference of means")
             entrants[SUPERVISED] = supervised(
-                self.lm, compared, self.pool.validation, self.mild, aim, scales, self.tries, SCREENED
+                self.lm, compared, self.pool.validation, self.mild, self._beside, scales, self.tries, SCREENED
             )
         heard = {arm: self._audition(arm, some) for arm, some in entrants.items()}
         # Most successes first, then as the screen had them.
@@ -244,7 +251,7 @@ class _Trial:
         }
         asked = [*self.pool.validation, *self.pool.test, *self.mild]
         positions = max(len(self.replies.ids(prompt)) for prompt in asked) + self.replies.length
-        drawn = noise(self.lm.width, positions, aim, scales, self.keep, self.ranking.seed)  # one is like another
+        drawn = noise(self.lm.width, positions, self._beside, scales, self.keep, self.ranking.seed)  # all are alike
         arms[NOISE] = [push for pushes in drawn for push in pushes]
         by_name = {push.name: (push, mark) for push, mark in heard[FOUND]}
         return by_name, {arm: pushes[: self.tries] for arm, pushes in arms.items()}
@@ -276,7 +283,7 @@ class _Trial:
         return Champion(
             arm=arm,
             vector=push.name,
-            layer=push.layer,
+            layer=layer_of(push.layer),
             scale=push.scale,
             validation=mark,
             test=Mark(sum(row), len(row)),

@@ -11,6 +11,7 @@ from collections import deque
 from dct.batching import release_memory
 from dct.errors import DctError
 from dct.model import LanguageModel
+from dct.perturbation import Site
 from dct.together import Ask, Reply, answer
 
 GATHERED = 0.005
@@ -26,14 +27,14 @@ class Desk:
 
     Args:
         lm: the model.
-        layer: vectors are added to hidden_states[layer].
+        layer: vectors are added to hidden_states[layer], or are changes of a band.
         batch: requests that are answered together.
         waiting: requests that may wait beside them.
         seconds: in which a request must be answered, its wait included.
     """
 
     def __init__(
-        self, lm: LanguageModel, layer: int, *, batch: int = 32, waiting: int = 256, seconds: float = 600.0
+        self, lm: LanguageModel, layer: Site, *, batch: int = 32, waiting: int = 256, seconds: float = 600.0
     ) -> None:
         self.lm, self.layer, self.batch, self.waiting, self.seconds = lm, layer, batch, waiting, seconds
         self._left: deque[Reply] = deque()

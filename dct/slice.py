@@ -86,7 +86,7 @@ class Slice:
         self.dtype = self._rows.dtype
         each = [torch.full((n,), 1 / (n * len(self.ids))) for n in self.target_counts]
         self.weights = torch.cat(each).to(lm.device, self.dtype)
-        self.unsteered = self.streams(self._rows.unsteered)[0]
+        self.unsteered = self.streams(torch.zeros(1, self.dim, device=self.device, dtype=self.dtype))[0]
         self.target_norm = float(self.unsteered.norm(dim=1).median())
 
     @property

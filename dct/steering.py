@@ -1,7 +1,8 @@
-"""Steering: a vector is added to the residual stream entering a block, for as long as a context lasts."""
+"""Steering: a model under a perturbation, for as long as a context lasts. A vector is added to the residual stream
+entering a block, or the attention outputs of a band of blocks are changed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from dct import compat
 from dct.calls import by_name, split_call, with_stream
 from dct.errors import DctError, UsageError
 from dct.model import LanguageModel
+from dct.perturbation import RankOne, Site
+from dct.projections import changed
 
 TOKENS = ("all", "prompt", "generated")
 
@@ -20,7 +23,7 @@ TOKENS = ("all", "prompt", "generated")
 def steer(
     lm: LanguageModel,
     vector: Float[Tensor, " width"] | Float[Tensor, "batch width"] | Float[Tensor, "batch positions width"],
-    layer: int,
+    layer: Site,
     tokens: str = "all",
 ) -> Iterator["Steering"]:
     """Adds `vector` to hidden_states[layer] at every token, prompt and generated alike, but not at padding.
@@ -30,7 +33,8 @@ def steer(
         vector: one vector for all rows of a batch, or one for each row. Its norm is the strength: pass R v. With a
             third axis, one for each position of each row (or of all rows, where there is one): a row's first token that
             is no padding has position 0, and generated ones are counted on.
-        layer: s, the block whose input is steered, 0 <= s < L: the site where slices are fitted.
+        layer: s, the block whose input is steered, 0 <= s < L: the site where slices are fitted. Or the rank-1 changes
+            of a band, of which `vector` then is one for all rows or one for each (see `RankOne`).
         tokens: `all`, or only those of the `prompt`, or only the `generated` ones. Generated are tokens that are read
             with a cache of earlier ones, or, without a cache, what a call has beyond the tokens of the call before.
 
@@ -42,26 +46,49 @@ def steer(
         DctError: the vector does not have the model's width or is not finite; the model runs the block more than once,
             or on tokens of its own; more tokens than positions.
     """
-    if not 0 <= layer < lm.depth:
-        raise UsageError(f"layer {layer} is not a block of {lm.name}: choose 0 to {lm.depth - 1}", argument="layer")
     if tokens not in TOKENS:
         raise UsageError(f"unknown `tokens` {tokens!r}: choose {', '.join(TOKENS)}", argument="tokens")
-    if vector.ndim not in (1, 2, 3) or vector.shape[-1] != lm.width:
-        raise DctError(f"a steering vector for {lm.name} has {lm.width} entries, got shape {tuple(vector.shape)}")
-    if not bool(torch.isfinite(vector).all()):
-        raise DctError("the steering vector is not finite")
+    _check(lm, vector, layer)
     added = vector.detach()
-    steering = Steering(lm, added if added.ndim == 3 else added.reshape(-1, 1, lm.width), tokens, added.ndim == 3)
+    rows = added if added.ndim == 3 else added.reshape(-1, 1, added.shape[-1])
+    steering = Steering(lm, rows, tokens, added.ndim == 3)
     handles = [
         lm.model.register_forward_pre_hook(steering.begins, with_kwargs=True),
         lm.model.register_forward_hook(steering.ends, always_call=True),
-        lm.layers[layer].register_forward_pre_hook(steering.adds, with_kwargs=True),
     ]
     try:
-        yield steering
+        with ExitStack() as stack:
+            if isinstance(layer, RankOne):
+                stack.enter_context(changed(lm, layer, rows[:, 0].to(lm.device), steering.where))
+            else:
+                handles.append(lm.layers[layer].register_forward_pre_hook(steering.adds, with_kwargs=True))
+            yield steering
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check(lm: LanguageModel, vector: Tensor, site: Site) -> None:
+    """Refuses what is no perturbation of this model at this site.
+
+    Raises:
+        UsageError, DctError: why.
+    """
+    if isinstance(site, RankOne):
+        if site.blocks.stop > lm.depth or site.width != lm.width:
+            raise DctError(
+                f"these are changes of {site} of a model of width {site.width}, and {lm.name} has {lm.depth} blocks of "
+                f"width {lm.width}: pass the right `model`"
+            )
+        if vector.ndim not in (1, 2) or vector.shape[-1] != site.dim:
+            raise DctError(f"a change of {site} has {site.dim} entries, got shape {tuple(vector.shape)}")
+    else:
+        if not 0 <= site < lm.depth:
+            raise UsageError(f"layer {site} is not a block of {lm.name}: choose 0 to {lm.depth - 1}", argument="layer")
+        if vector.ndim not in (1, 2, 3) or vector.shape[-1] != lm.width:
+            raise DctError(f"a steering vector for {lm.name} has {lm.width} entries, got shape {tuple(vector.shape)}")
+    if not bool(torch.isfinite(vector).all()):
+        raise DctError("the steering vector is not finite")
 
 
 class Steering:
@@ -132,7 +159,10 @@ class Steering:
             DctError: not one vector for each row; a block that runs twice, or on tokens of the model's own.
         """
         stream, _ = split_call(block, args, kwargs)
-        where = self._where(stream)
+        if self._columns is not None and self._ran:
+            raise DctError(f"{self.lm.name} runs the steered block more than once: hidden_states are no single place")
+        where = self.where(stream)
+        self._ran = True
         if where is not None and not bool(where.any()):
             return args, kwargs
         if len(self.added) not in (1, len(stream)):
@@ -166,8 +196,12 @@ class Steering:
         rows = torch.arange(len(added), device=stream.device)[:, None]
         return added[rows, positions.to(stream.device)]
 
-    def _where(self, stream: Tensor) -> Tensor | None:
-        """Which tokens are steered, (batch or 1, tokens); None for all of them."""
+    def where(self, stream: Tensor) -> Tensor | None:
+        """Which tokens of a stream are steered, (batch or 1, tokens); None for all of them.
+
+        Raises:
+            DctError: the stream is not of the running call's tokens.
+        """
         if self._columns is None:  # the block is run by itself
             return None
         if stream.ndim != 3 or stream.shape[1] != self._columns:
@@ -175,9 +209,6 @@ class Steering:
                 f"the stream of {self.lm.name} has shape {tuple(stream.shape)} for {self._columns} tokens: dct cannot "
                 "tell which to steer"
             )
-        if self._ran:
-            raise DctError(f"{self.lm.name} runs the steered block more than once: hidden_states are no single place")
-        self._ran = True
         if self.tokens == "all" and self._mask is None:
             return None
         where = torch.ones(1, self._columns, dtype=torch.bool, device=stream.device)

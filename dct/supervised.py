@@ -16,6 +16,7 @@ from dct.calls import split_call
 from dct.candidates import Aim
 from dct.model import LanguageModel
 from dct.ownrun import own_difference
+from dct.perturbation import layer_of
 from dct.replies import Push
 from dct.scoring import direction_between
 from dct.wordpair import Words
@@ -106,10 +107,11 @@ def supervised(
         harmless: towards these.
         count: pushes there are to be, at least: more lengths than `scales` where there are too few layers.
     """
-    layers = spread(lm.depth, MOST, aim.layer)
+    source = layer_of(aim.layer)
+    layers = spread(lm.depth, MOST, source)
     away = entering(lm, lm.encode(prompts, aim.system), layers)
     towards = entering(lm, lm.encode(harmless, aim.system), layers)
-    here = float(away.norm[layers.index(aim.layer)])
+    here = float(away.norm[layers.index(source)])
     multiples = lengths(scales, -(-count // len(layers)))
     few = lm.encode(prompts[:screened], aim.system)
     scored: list[tuple[float, list[Push]]] = []

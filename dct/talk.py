@@ -22,6 +22,7 @@ from dct.guide import Guide
 from dct.mixture import Mixtures, Term
 from dct.model import LanguageModel
 from dct.nexttoken import NextTokens
+from dct.perturbation import Site, at, vectors_alone
 from dct.replies import UNSTEERED as UNSTEERED  # where other modules look for it
 from dct.scoring import divergence
 from dct.together import Ask, Reply, answer
@@ -71,7 +72,7 @@ class Talk:
     Args:
         lm: the model; while vectors are ablated its weights are edited, until `close`.
         mixtures: what its vectors add.
-        layer: where, hidden_states[layer].
+        layer: where, hidden_states[layer]; or the changes that they are.
         guide: what is known of them.
         harmless: prompts on which damage is measured.
         most: tokens of a reply, at most.
@@ -88,7 +89,7 @@ class Talk:
         self,
         lm: LanguageModel,
         mixtures: Mixtures,
-        layer: int,
+        layer: Site,
         guide: Guide | None = None,
         *,
         harmless: Sequence[str] = (),
@@ -225,7 +226,7 @@ class Talk:
         before = NextTokens(self.lm, self.layer, rows)
         self._weights.be(push.ablated)
         after = NextTokens(self.lm, self.layer, rows) if push.ablated else before
-        added = self.mixtures.mix(push.terms) if push.terms else torch.zeros(self.lm.width)
+        added = self.mixtures.mix(push.terms) if push.terms else torch.zeros(at(self.layer, self.lm.width).dim)
         [kl] = after.under(added[None], lambda logs: float(divergence(before.base, logs)))
         self._measured[push, self.system] = kl
         return kl
@@ -338,4 +339,6 @@ class _Weights:
 
     def _directions(self, names: tuple[str, ...]) -> Float[Tensor, "n width"] | None:
         factors = self._talk.mixtures.factors
+        if names:
+            vectors_alone(factors.info, "an ablation", "/vector acts with one of them")
         return torch.stack([chosen(factors, name) for name in names]) if names else None

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dct.calibration import random_directions
 from dct.candidates import Aim, candidates, tries
 from dct.estimate import Cost, cost
 from dct.exam import Exam, Tally
@@ -20,6 +19,7 @@ from dct.factors import Factors
 from dct.halving import Contest, Mark, completions, rounds
 from dct.model import LanguageModel
 from dct.openings import SORRY, SURE, chosen_words
+from dct.perturbation import Site, at
 from dct.ranking import UNWATCHED, Watch, multiples
 from dct.replies import Push, Replies
 from dct.scoring import Effect, Scorer
@@ -44,7 +44,7 @@ def examine(
     lm: LanguageModel,
     task: Task,
     vectors: Float[Tensor, "vectors width"],
-    layer: int,
+    layer: Site,
     *,
     system: str | None = None,
     max_new_tokens: int = 64,
@@ -216,7 +216,7 @@ class _Field:
     steered: Float[Tensor, "tries width"]
     null: Float[Tensor, "tries width"]
     norms: list[float]
-    layer: int
+    layer: Site
 
     @classmethod
     def of(cls, factors: Factors, aim: Aim, scales: Sequence[float], width: int, seed: int) -> "_Field":
@@ -225,7 +225,7 @@ class _Field:
         alpha = factors.alpha.repeat(len(directions) // len(factors))
         strongest = alpha.argsort(descending=True, stable=True).tolist()
         steered, norms = tries(directions[strongest], aim.scale, scales)
-        null, _ = tries(random_directions(len(directions), width, seed + 2), aim.scale, scales)
+        null, _ = tries(at(aim.layer, width).random(len(directions), seed + 2), aim.scale, scales)
         return cls([names[k] for k in strongest], [float(alpha[k]) for k in strongest], steered, null, norms, aim.layer)
 
     def pushes(self, vectors: Float[Tensor, "tries width"]) -> list[Push]:

@@ -17,6 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from dct.generation import end_ids, go_on, together
 from dct.model import LanguageModel
+from dct.perturbation import Site, at
 
 CLEANED = 4
 """Last characters that a tokenizer which cleans up spaces may still change (" n't" becomes "n't")."""
@@ -28,7 +29,7 @@ class Ask:
 
     Attributes:
         ids: the prompt.
-        added: what is added to the stream, R v; None for nothing.
+        added: what acts, R v; None for nothing.
         most: tokens of the reply, at most.
         temperature: 0 is greedy.
         seed: of the draws.
@@ -168,11 +169,11 @@ class _Ends(StoppingCriteria):
         return torch.tensor([reply.over for reply in self.replies], device=input_ids.device)
 
 
-def answer(lm: LanguageModel, layer: int, replies: Sequence[Reply]) -> None:
+def answer(lm: LanguageModel, layer: Site, replies: Sequence[Reply]) -> None:
     """Completes what these replies ask for, together as far as the model's padding allows.
 
     Args:
-        layer: their vectors are added to hidden_states[layer].
+        layer: their vectors are added to hidden_states[layer], or are changes of a band.
 
     Raises:
         Whatever `generate` raises, such as out of memory; the replies that are not over can be tried again.
@@ -184,7 +185,7 @@ def answer(lm: LanguageModel, layer: int, replies: Sequence[Reply]) -> None:
         for reply in some:
             reply.begin()
         added = [reply.ask.added for reply in some]
-        nothing = torch.zeros(lm.width)
+        nothing = torch.zeros(at(layer, lm.width).dim)
         vectors = None
         if any(one is not None for one in added):
             vectors = torch.stack([nothing if one is None else one.float() for one in added]).to(lm.device)

@@ -70,6 +70,7 @@ def verify_gradient(
     target: int,
     theta: Float[Tensor, " width"],
     size_of_stream: float,
+    what: str = "gradient",
 ) -> None:
     """Holds the gradient of <u, f(theta)>, u unit f(theta), against central differences along its own and random
     directions.
@@ -81,12 +82,13 @@ def verify_gradient(
     Args:
         theta: where the gradient is taken first; then nearer to 0.
         size_of_stream: norm of what leaves the slice at a token; its rounding is what differences cannot see below.
+        what: which gradient, of those between these layers: each is checked once.
 
     Raises:
         DctError: they differ everywhere, or there is no gradient.
     """
-    what = ("gradient", source, target)
-    if what in lm.verified:
+    key = (what, source, target)
+    if key in lm.verified:
         return
     refused = f"gradients through blocks {source} to {target - 1} of {lm.name}"
     off = 0.0
@@ -99,7 +101,7 @@ def verify_gradient(
             first = str(error).strip().splitlines()[0]
             raise DctError(f"{refused} do not exist ({first}): dct cannot fit it, but can steer it") from error
         if off <= 1:
-            lm.verified.add(what)
+            lm.verified.add(key)
             return
     raise DctError(f"{refused} are not what finite differences give ({off:.1f} times what may be): dct cannot fit it")
 

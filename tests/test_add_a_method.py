@@ -109,7 +109,7 @@ def test_a_stranger_s_method_is_fitted_with_ranked_and_steered_with(installed, w
         assert steered.returncode == 0, steered.stderr
     wrong = run("fit", "--method", "nonsense")
     assert wrong.returncode == 2
-    assert re.search(r"unknown --method 'nonsense': choose exponential, .*quadratic, power", wrong.stderr)
+    assert re.search(r"unknown --method 'nonsense': choose cpe, .*quadratic, power", wrong.stderr)
     missing = run("fit", "--method", "power", stranger=False)
     assert missing.returncode == 2
     assert "unknown --method 'power'" in missing.stderr

@@ -136,7 +136,7 @@ def test_unknown_block_list(workplace, fit):
     [
         (
             ["fit", "--method", "cubic", "--scale", "1"],
-            "unknown --method 'cubic': choose exponential, linear, linear-projected",
+            "unknown --method 'cubic': choose cpe, exponential, linear, linear-projected",
         ),
         (["fit", "--orthogonalize", "gs", "--scale", "1"], "unknown --orthogonalize 'gs': choose qr, soft, none"),
         (["fit", "--start", "cold", "--scale", "1"], "unknown --start 'cold': choose projected, random"),

@@ -221,7 +221,7 @@ def test_the_state_of_a_method_that_is_not_here_is_whole_but_cannot_be_gone_on_w
     line = [sys.executable, "-m", "dct", "fit", "--resume", "--out", "run"]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "'elsewhere': choose exponential" in done.stderr
+    assert "'elsewhere': choose cpe, exponential" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -95,7 +95,7 @@ def test_the_command_reference_is_what_the_commands_say():
 
 
 def test_an_option_without_its_value_lists_what_there_is(workplace):
-    assert run("fit", "--method").stderr.startswith("error: --method: choose exponential, ")
+    assert run("fit", "--method").stderr.startswith("error: --method: choose cpe, exponential, ")
     assert run("steer", "--tokens").stderr == "error: --tokens: choose all, prompt, generated\n"
 
 
@@ -110,6 +110,7 @@ def value_of(p: Parameter) -> object:
         "learned": (1.5,),
         "maps": ("gated", "noise"),
         "memory": "2GB",
+        "band": "2-5",
         "vector": ["3", "-4"] if p.kind == list[str] | None else "3",
         "rank": 5 if p.kind is int else [2, 1],
         "prompt": ["How?", "Why? `x`"],

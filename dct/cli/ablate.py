@@ -48,6 +48,12 @@ def ablate(
     terminal = Terminal(output.json, output.quiet)
     check_saving(saving)
     opened, factors, lm = open_run(terminal, run, model, prompts, output.force)
+    from dct.perturbation import vectors_alone
+
+    if options.site == "source":
+        vectors_alone(
+            factors.info, "an ablation", "pass `site` target for what they cause, or act with one by `dct steer`"
+        )
     names = list(chosen_vectors(opened, vectors))
     chosen = literal_or_unseen(terminal, factors.info, prompts)
     literal = prompts.prompt or prompts.prompts

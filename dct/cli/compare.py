@@ -67,6 +67,7 @@ def _opened(terminal: Terminal, where: list[Path], options: CompareSettings) -> 
         )
     from dct.comparing import Opened
     from dct.factors import Factors
+    from dct.perturbation import vectors_alone
     from dct.runs import find_run
 
     runs = [find_run(one) for one in where]
@@ -78,6 +79,10 @@ def _opened(terminal: Terminal, where: list[Path], options: CompareSettings) -> 
     if len(set(names)) < len(names):
         names = [str(one) for one in where]
     opened = [Opened(run, Factors.load(run.factors), name) for run, name in zip(runs, names, strict=True)]
+    for one in opened:
+        vectors_alone(
+            one.factors.info, "a comparison", "compare what the model says under them, as `dct rank` counts it"
+        )
     first = opened[0]
     for one in opened[1:]:
         widths = first.factors.V.shape[1], one.factors.V.shape[1]

@@ -10,7 +10,7 @@ from dct.cli.terminal import Terminal, command, escape
 from dct.cli.vectors import chosen_vectors
 from dct.cli.work import RUN_HELP, open_run
 from dct.errors import DctError
-from dct.exporting import ABLATION, ADDITION, Format, Parcel, check, format_named
+from dct.exporting import ABLATION, ADDITION, Format, Parcel, check, check_kind, format_named
 from dct.exporting import export as write
 from dct.settings import ExportOutputSettings, ExportSettings, RunModelSettings, VectorSettings
 
@@ -80,14 +80,16 @@ def _opened(
     terminal: Terminal, where: Path | None, model: RunModelSettings, how: Format, ablate: bool, force: bool
 ) -> tuple["Run", "Factors", "LanguageModel | None", str]:
     """The run, its factors, the model where its weights are needed, and the type of model."""
-    if (ABLATION if ablate else ADDITION) in how.weights:
-        run, factors, lm = open_run(terminal, where, model, None, force)
-        return run, factors, lm, str(lm.model.config.model_type)
     from dct.factors import Factors
     from dct.runs import find_run
 
     run = find_run(where)
     factors = Factors.load(run.factors)
+    rank_one = bool(factors.info.get("perturbation"))
+    check_kind(how, rank_one, ablate)
+    if rank_one or (ABLATION if ablate else ADDITION) in how.weights:
+        run, factors, lm = open_run(terminal, where, model, None, force)
+        return run, factors, lm, str(lm.model.config.model_type)
     return run, factors, None, _kind(terminal, factors, model, force)
 
 
@@ -131,6 +133,7 @@ def _parcel(
     import torch
 
     from dct.candidates import chosen
+    from dct.perturbation import RankOne, recorded, vectors_alone
 
     if factors.info.get("source") is None:
         raise DctError("these factors do not say at which layer they were fitted: set info['source'] before saving")
@@ -138,7 +141,12 @@ def _parcel(
     names = list(picked)
     norms = [options.scale * (norm or factors.scale) for norm in picked.values()]
     directions = torch.stack([chosen(factors, name) for name in names])
+    changes = recorded(factors.info, directions.shape[1])
+    if isinstance(changes, RankOne):
+        directions = changes.scaled(directions, torch.tensor(norms).sign())
+        norms = [abs(norm) for norm in norms]
     if vectors.aggregate is not None:
+        vectors_alone(factors.info, "`aggregate`", "choose one with `vector`")
         directions = _aggregated(terminal, directions, vectors.aggregate)
         names, norms = [f"{vectors.aggregate} of {', '.join(names)}"], [sum(norms) / len(norms)]
     ranking = None
@@ -159,6 +167,7 @@ def _parcel(
         lm,
         ranking,
         options.save_dtype,
+        changes if isinstance(changes, RankOne) else None,
     )
 
 
@@ -196,7 +205,9 @@ def _conclude(terminal: Terminal, parcel: Parcel, done: "Exported", pushed: str 
     what = ", ".join(parcel.names[:4]) + ("…" if len(parcel.names) > 4 else "")
     rows: list[tuple[str, Any]] = [("written", f"[bold]{escape(str(done.folder))}[/bold]")]
     rows.append(("files", escape(", ".join(done.files[:8]) + ("…" if len(done.files) > 8 else ""))))
-    if not parcel.ablate:
+    if parcel.changes is not None:
+        rows.append(("changed", f"{parcel.site}, R {parcel.norms[0]:.4g}"))
+    elif not parcel.ablate:
         rows.append(("added", f"at layer {parcel.layer}, norm {', '.join(f'{n:.4g}' for n in parcel.norms[:4])}"))
     rows += [(name, escape(value)) for name, value in done.written.facts.items()]
     if pushed is not None:

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dct.cli.asked import fit_prompts, note_repeated
+from dct.cli.band import band_between, check_band, chosen_band
 from dct.cli.calibrate import calibrated
 from dct.cli.fitted import announce, describe, describe_difference, show
 from dct.cli.fitted import expected as forecast
@@ -58,7 +60,7 @@ class FitJob:
             done = self.interrupted.state.iteration if self.interrupted else None
             expected, gains = forecast(slice_, self.recipe.fit, done)
         announce(self.terminal, expected, self.recipe.fit.batch)
-        layers = f"{slice_.source}-{slice_.target}"
+        layers = f"{getattr(self.perturbation, 'band', slice_.source)}-{slice_.target}"
         minus = "" if self.recipe.slice.minus is None else f"-minus-{short_name(self.recipe.slice.minus)}"
         run = claim(f"{short_name(self.recipe.model.model)}{minus}-{self.recipe.fit.method}-{layers}")
         config = self._config(slice_) | {"estimate": expected}
@@ -78,6 +80,7 @@ class FitJob:
         self._take_layers()
         layers, options = self.recipe.slice, self.recipe.fit
         method(options.method).own(options)
+        check_band(method(options.method), layers, options)
         if layers.source is not None and layers.target is not None:
             check_layers(layers.source, layers.target)
         if options.scale is not None:
@@ -105,12 +108,15 @@ class FitJob:
 
     def _load(self, whole: bool) -> tuple["LanguageModel", "Slice | Difference"]:
         """The model, or as much of it as the slice needs, and the slice; of two models, the difference."""
+        from dct.bandslice import BandSlice
         from dct.difference import Difference
         from dct.fitting import check_scale
+        from dct.method import method
         from dct.slice import Slice
 
         recipe = self.recipe
-        layers = between(recipe.model.model, recipe.slice)
+        banded = method(recipe.fit.method).rank_one
+        layers = (band_between if banded else partial(between, recipe.model.model))(recipe.slice)
         there = None if whole else layers
         lm = self.lm or load_model(self.terminal, recipe.model.model, between=there, **recipe.loading())
         if self.scanned is not None:
@@ -121,9 +127,14 @@ class FitJob:
             keep_prompts(lm, self.interrupted.config)
         minus = minus_of(self.terminal, recipe, lm, layers)
         self.began = time.monotonic()
-        what = (self.prompts.texts, *layers(lm.depth), recipe.slice.positions, recipe.prompts.system)
+        source, target = layers(lm.depth)
+        what = (self.prompts.texts, source, target, recipe.slice.positions, recipe.prompts.system)
         with self.terminal.busy("running the prompts"):
-            slice_ = Slice(lm, *what) if minus is None else Difference.between(lm, minus, *what)
+            slice_: Slice | Difference
+            if banded:
+                slice_ = BandSlice(lm, what[0], chosen_band(lm.depth, recipe.slice), *what[2:])
+            else:
+                slice_ = Slice(lm, *what) if minus is None else Difference.between(lm, minus, *what)
         describe(self.terminal, slice_, len(self.prompts))
         if isinstance(slice_, Difference):
             describe_difference(self.terminal, slice_)
@@ -136,7 +147,8 @@ class FitJob:
         from dct.fitting import decided
         from dct.method import method
 
-        settings = decided(self.recipe.fit, slice_.dim)
+        self.perturbation = getattr(slice_, "perturbation", None)
+        settings = decided(self.recipe.fit, slice_.lm.width if self.perturbation else slice_.dim)
         self.method = method(settings.method)
         self.method.check(settings, slice_.dim)
         self.recipe = replace(self.recipe, fit=settings)
@@ -253,7 +265,10 @@ class FitJob:
             recipe,
             model=recipe.model.changed(model=portable(recipe.model.model), dtype=config["dtype"]),
             slice=recipe.slice.changed(
-                source=slice_.source, target=slice_.target, positions=slice_.positions, compile=config["compile"]
+                **({"band": self.perturbation.band} if self.perturbation else {"source": slice_.source}),
+                target=slice_.target,
+                positions=slice_.positions,
+                compile=config["compile"],
             ),
             prompts=recipe.prompts.changed(prompts=portable(recipe.prompts.prompts or "") or None),
             fit=recipe.fit.changed(batch=batch),

@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from dct.settings import FitSettings
     from dct.slice import Slice
 
+FAINT = 0.1
+"""Share of the target stream's norm below which no factor is likely to change what a model says."""
+
 
 def describe(terminal: Terminal, slice_: "Slice | Difference", prompts: int) -> None:
     """Says which layers, how many prompts and tokens, and how long the stream is."""
     how = f"packed into {slice_.tokens} tokens" if slice_.packed else f"{slice_.tokens} tokens, one prompt at a time"
+    kind = getattr(slice_, "perturbation", None)
+    what = f"slice {slice_.source} to {slice_.target}"
+    if kind is not None:
+        what = f"attention outputs of {kind} ({kind.modules[0].rpartition('.')[2]}), read at layer {slice_.target}"
     terminal.note(
-        f"slice {slice_.source} to {slice_.target}: {prompts} prompt{'s' * (prompts != 1)}, {how}; "
-        f"median residual norm {slice_.residual_norm:.4g}"
+        f"{what}: {prompts} prompt{'s' * (prompts != 1)}, {how}; median residual norm {slice_.residual_norm:.4g}"
     )
 
 
@@ -88,7 +94,12 @@ def announce(terminal: Terminal, expected: dict[str, Any], batch: int | None) ->
 
 
 def doubts(terminal: Terminal, info: dict[str, Any]) -> None:
-    """Warns of a fit that has not come to rest, and of factors that have exploded."""
+    """Warns of a fit that has not come to rest, of factors that have exploded, and of changes that hardly act."""
+    if info.get("perturbation") and info["of_target"][1] < FAINT:
+        terminal.warn(
+            f"the strongest change moves the target stream by {info['of_target'][1]:.1%} of its norm, too little for "
+            "the model to say anything else: try a larger --scale"
+        )
     if info.get("settled") is False:
         terminal.warn(
             "the factors have not settled: another run may find others; try more --iterations, or leave --beta out"
@@ -104,10 +115,13 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     """The last lines of a fit: its scale, how it went, how strong its factors are, where they lie."""
     from dct.fits.shared.responses import random_responses
     from dct.method import method
+    from dct.perturbation import RankOne, recorded
     from dct.runs import RUNS
 
-    info = factors.info
+    info, changed = factors.info, recorded(factors.info, factors.V.shape[1])
     rows = [("scale R", f"{factors.scale:.4g}, {factors.scale / info['residual_norm']:.2f} × the median residual norm")]
+    if isinstance(changed, RankOne):
+        rows[0] = ("scale R", f"{factors.scale:.4g}: every output gains R b <a, x>, with |a| = |b| = 1")
     if info["calibration"] is not None:
         rows[0] = ("scale R", f"{rows[0][1]}, non-linearity ratio {info['calibration']['ratio']:.2f}")
     if len(factors.objective):
@@ -153,7 +167,7 @@ def show(terminal: Terminal, run: "Run", factors: "Factors") -> None:
     minus = f" minus {short_name(info['minus']['model'])}" if info.get("minus") else ""
     title = (
         f"{len(factors)} {info['method']} factors of {short_name(info['model'])}{minus}, "
-        f"layers {info['source']} → {info['target']}"
+        f"{changed if isinstance(changed, RankOne) else 'layers ' + str(info['source'])} → {info['target']}"
     )
     show_fit(terminal, factors.objective.tolist())
     terminal.summary(title, rows)

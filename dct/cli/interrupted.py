@@ -61,7 +61,7 @@ def check_same_fit(
     if began != now:
         name = config["minus"]["model"]
         raise DctError(f"the weights of `minus` {name} have changed since the fit was interrupted: start over")
-    if {state.V.shape[1], state.U.shape[1]} != {slice_.dim}:
+    if (state.V.shape[1], state.U.shape[1]) != (slice_.dim, slice_.lm.width):
         raise DctError(f"{interrupted.run.state} is damaged: its vectors are not of width {slice_.dim}; start over")
     if state.unprotected:
         terminal.warn(f"{interrupted.run.state} is of format version 1: nothing protects its numbers")

@@ -67,11 +67,11 @@ def run_kinds(
             is measured on all harmless ones.
         scale: norm at which vectors are added; left out, R.
     """
-    from dct.calibration import random_directions
     from dct.candidates import Aim, candidates
     from dct.kinds import groupable, kinds
     from dct.naming import vector_names
     from dct.nexttoken import NextTokens
+    from dct.perturbation import at
 
     aim = Aim.of(factors, scale=scale)
     names, directions = candidates(factors)
@@ -79,7 +79,7 @@ def run_kinds(
     asked = (prompts.texts[0], harmless.texts[0])
     few = groupable(len(told), lm.vocabulary)
     vectors = aim.scale * directions
-    random = aim.scale * random_directions(min(few, len(vectors)), lm.width, seed + 2)
+    random = aim.scale * at(aim.layer, lm.width).random(min(few, len(vectors)), seed + 2)
     with terminal.busy("looking for kinds"):
         near = NextTokens(lm, aim.layer, lm.encode(told, aim.system))
         found, null = kinds(near, vectors[:few]), kinds(near, random)
@@ -140,9 +140,11 @@ def _samples(
     from dct.judging import Reply, judge
     from dct.naming import telling_words
     from dct.nexttoken import NextTokens
+    from dct.perturbation import at
     from dct.scoring import divergence
 
-    vectors, n = torch.stack([torch.zeros(lm.width) if one is None else one for _, one in pushed]), len(told)
+    nothing = torch.zeros(at(aim.layer, lm.width).dim)
+    vectors, n = torch.stack([nothing if one is None else one for _, one in pushed]), len(told)
     rows, each = lm.encode(told, aim.system) * len(pushed), vectors.repeat_interleave(n, 0)
     said = complete(lm, rows, each, aim.layer, max_new_tokens=length)
     texts = [said[n * k : n * (k + 1)] for k in range(len(pushed))]
@@ -205,14 +207,18 @@ def _short(text: str, most: int = 64) -> str:
 
 def resembled(
     factors: "Factors", lm: "LanguageModel", prompts: PromptSet, harmless: PromptSet, seed: int = 0
-) -> dict[str, Any]:
-    """Which layers' streams the vectors resemble, as `rank.json` holds it: cosines to four digits, by vector."""
+) -> dict[str, Any] | None:
+    """Which layers' streams the vectors resemble, as `rank.json` holds it: cosines to four digits, by vector; None of
+    rank-1 changes, which lie in no stream."""
     from dct.candidates import Aim, candidates
+    from dct.perturbation import layer_of
     from dct.resemblance import resemblance
 
+    if factors.info.get("perturbation"):
+        return None
     aim, (names, directions) = Aim.of(factors), candidates(factors)
     rows = (lm.encode(prompts.texts, aim.system), lm.encode(harmless.texts, aim.system) if len(harmless) else [])
-    found = resemblance(lm, directions, *rows, source=aim.layer, seed=seed)
+    found = resemblance(lm, directions, *rows, source=layer_of(aim.layer), seed=seed)
 
     def by_name(cosines: "Tensor | None") -> dict[str, list[float]] | None:
         """A list over layers for each vector."""

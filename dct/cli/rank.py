@@ -151,7 +151,7 @@ def run_rank(
         terminal.note(said)
     terminal.show(_table(ranking, options.top, steady))
     note_steady(terminal, steady)
-    _conclude(terminal, run, ranking, len(prompts))
+    _conclude(terminal, run, ranking, len(prompts), vectors=not factors.info.get("perturbation"))
     return content
 
 
@@ -198,7 +198,8 @@ def _ranked(
     return ranking, {"estimate": as_estimate(costs[0]), "seconds": round(time.monotonic() - began, 2)}
 
 
-def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int) -> None:
+def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int, vectors: bool) -> None:
+    most = min(32, len(ranking.vectors))
     best = ranking.vectors[0]
     gain = best.effect.score - ranking.unsteered.score
     null = ranking.random_best.score - ranking.unsteered.score
@@ -212,8 +213,8 @@ def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int) 
             ("saved", f"[bold]{escape(str(run.ranking))}[/bold]"),
             (
                 "next",
-                '[bold cyan]dct steer --rank 1 --prompt "..."[/bold cyan]  or  '
-                f"[bold cyan]dct ablate --top {min(32, len(ranking.vectors))} --aggregate mean[/bold cyan]",
+                '[bold cyan]dct steer --rank 1 --prompt "..."[/bold cyan]'
+                + f"  or  [bold cyan]dct ablate --top {most} --aggregate mean[/bold cyan]" * vectors,
             ),
         ],
     )

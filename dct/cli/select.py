@@ -58,7 +58,7 @@ def run_select(
     with terminal.progress("asking", unit="replies") as advance:
         found = _selected(terminal, run, reading, lm, prompts, options, settings, judge, (n, costs, advance))
     steady = found_again(run, factors)
-    terminal.show(_table(found, options.top, steady))
+    terminal.show(_table(found, options.top, steady, vectors=not factors.info.get("perturbation")))
     note_steady(terminal, steady)
     seen = None
     if len(harmless):
@@ -171,7 +171,7 @@ def _content(found: "Selection") -> dict[str, Any]:
 # --- shown ------------------------------------------------------------------------------------------------------------
 
 
-def _table(found: "Selection", top: int, steady: "Stability | None" = None) -> "Table":
+def _table(found: "Selection", top: int, steady: "Stability | None" = None, vectors: bool = True) -> "Table":
     what = "complies" if found.wanted == "complied" else f"is judged {found.wanted}"
     table = titled(escape(f"replies in which the model {what} and is coherent, R = {found.scale:.4g}"))
     for heading in (
@@ -206,7 +206,8 @@ def _table(found: "Selection", top: int, steady: "Stability | None" = None) -> "
     table.add_section()
     table.add_row("", "unsteered", "", _counted(found.unsteered), style="dim")
     for arm in found.arms[1:]:
-        multiple = "" if arm.arm == "supervised" else f"{arm.scale / found.scale:.3g} R"
+        alike = arm.arm == "random" or (vectors and arm.arm == "noise")  # R is the length of what the arm adds
+        multiple = f"{arm.scale / found.scale:.3g} R" if alike else ""
         damage = "–" if arm.damage is None else f"{arm.damage.kl:.3f}"
         name = f"means, {arm.vector}" if arm.arm == "supervised" else arm.vector
         cells = ("", name, _counted(arm.validation), _shared(arm), _chance(arm), damage, _spoiled(arm), multiple)

@@ -28,6 +28,7 @@ def serve(
     The model's name says which: demo is the model alone, demo@17 vector 17 at the scale that the ranking found (R where
     there is none), demo@17:1.5 the same at 1.5 R, demo@rank1 the best of the ranking, demo@17:1+5:0.5 two at once.
     """
+    from dct.candidates import Aim
     from dct.httpserver import Server, loopback
     from dct.mixture import Mixtures
     from dct.protocol import Reader
@@ -35,12 +36,11 @@ def serve(
 
     terminal = Terminal(output.json, output.quiet)
     opened, factors, lm = open_run(terminal, run, model, force=output.force)
-    layer = factors.info.get("source")
-    if layer is None:
+    if factors.info.get("source") is None:
         raise DctError("these factors do not say at which layer they were fitted: set info['source'] before saving")
     mixtures = Mixtures(short_name(lm.name), factors, _ranked(terminal, opened))
     reader = Reader(lm, mixtures, options.max_new_tokens, factors.info.get("system"))
-    desk = Desk(lm, int(layer), batch=options.batch, waiting=options.waiting, seconds=options.seconds)
+    desk = Desk(lm, Aim.of(factors).layer, batch=options.batch, waiting=options.waiting, seconds=options.seconds)
     try:
         with Server(reader, desk, options.host, options.port, key=options.api_key, tell=terminal.note) as server:
             if not loopback(options.host):

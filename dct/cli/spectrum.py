@@ -28,6 +28,9 @@ def spectrum(
     terminal = Terminal(output.json, output.quiet)
     _check(options, output)
     opened, factors, lm = open_run(terminal, run, model, force=output.force)
+    from dct.perturbation import vectors_alone
+
+    vectors_alone(factors.info, "a spectrum", "fit vectors between these layers with another `method`")
     work = Work(terminal, lm, factors, options)
     began = time.monotonic()
     if options.vector is None and options.token is None:

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def found_again(run: "Run", factors: "Factors") -> "Stability | None":
-    """How near the matches in sibling fits are; None where there is none in the same folder."""
+    """How near the matches in sibling fits are; None where there is none in the same folder, and of rank-1 changes,
+    which cosines of rows do not compare."""
+    if factors.info.get("perturbation"):
+        return None
     from dct.siblings import siblings, stability
 
     return stability(factors, siblings(run, factors))

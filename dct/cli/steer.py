@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
+    from dct.perturbation import Site
     from dct.scoring import Effect, Scorer
 
 
@@ -36,10 +37,15 @@ def steer(
 ) -> None:
     """Complete prompts with vectors added to the residual stream, beside the unsteered model.
 
-    The vector R v is added at the source layer, at every token of the prompt and of the completion.
+    The vector R v is added at the source layer, at every token of the prompt and of the completion. Rank-1 changes of a
+    run of cpe act on the attention outputs of their blocks instead.
     """
     terminal = Terminal(output.json, output.quiet)
+    from dct.perturbation import vectors_alone
+
     opened, factors, lm = open_run(terminal, run, model, prompts, output.force)
+    if vectors.aggregate is not None:
+        vectors_alone(factors.info, "`aggregate`", "choose one with `vector`")
     picked = chosen_vectors(opened, vectors)
     content = run_steer(
         terminal,
@@ -81,14 +87,14 @@ def run_steer(
     """
     import torch
 
-    from dct.calibration import random_directions
-    from dct.candidates import chosen
+    from dct.candidates import Aim, chosen
+    from dct.perturbation import at, layer_of
     from dct.scoring import Scorer
     from dct.wordpair import words as compare
 
     if factors.info.get("source") is None:
         raise DctError("these factors do not say at which layer they were fitted: set info['source'] before saving")
-    layer, names = int(factors.info["source"]), list(picked)
+    layer, names = Aim.of(factors).layer, list(picked)
     each = options.scale * torch.tensor([n or factors.scale for n in picked.values()])
     R = float(each.mean())
     directions = torch.stack([chosen(factors, name) for name in names])
@@ -103,14 +109,14 @@ def run_steer(
     if aggregate is not None:
         labels, directions = _aggregated(scorer, directions, aggregate, R, names)
         each = each.mean()[None]
-    steered = each[:, None] * directions
+    steered = at(layer, lm.width).scaled(directions, each)
     effects = scorer.effects(steered)
-    null = scorer.effects(R * random_directions(1, lm.width, options.seed + 2))[0]
+    null = scorer.effects(R * at(layer, lm.width).random(1, options.seed + 2))[0]
     completions = _completed(terminal, lm, prompts, labels, steered, layer, options, system)
     terminal.show(effect_table(scorer, [*zip(labels, effects, strict=True), ("a random vector", null)]))
     shown = [("unsteered", scorer.unsteered), *zip(labels, effects, strict=True), ("random", null)]
     return {
-        "layer": layer,
+        "layer": layer_of(layer),
         "scale": R,
         "estimate": as_estimate(expected),
         "seconds": round(time.monotonic() - began, 2),
@@ -134,7 +140,7 @@ def _completed(
     prompts: PromptSet,
     labels: list[str],
     steered: "Tensor",
-    layer: int,
+    layer: "Site",
     options: SteerSettings,
     system: str | None,
 ) -> list[tuple[str, list[str]]]:
@@ -143,7 +149,7 @@ def _completed(
 
     from dct.generation import complete
 
-    vectors = torch.cat([torch.zeros(1, lm.width), steered]).to(lm.device)
+    vectors = torch.cat([torch.zeros(1, steered.shape[1]), steered]).to(lm.device)
     columns = ["unsteered", *labels]
     done = []
     for text in prompts.texts:
@@ -171,19 +177,20 @@ def _expected(
     system: str | None,
     rows: int,
     tokens: int,
-    layer: int,
+    layer: "Site",
 ) -> "Cost":
     """What scores and completions will take: every prompt is completed in so many rows."""
     import torch
 
     from dct.estimate import completions_seconds, cost
     from dct.generation import complete, completion_bytes, usual_length
+    from dct.perturbation import at
 
     ids = lm.encode(prompts.texts, system)
     longest = max(ids, key=len)
 
     def say(size: int, length: int) -> None:
-        complete(lm, [longest] * size, torch.zeros(size, lm.width), layer, max_new_tokens=length)
+        complete(lm, [longest] * size, torch.zeros(size, at(layer, lm.width).dim), layer, max_new_tokens=length)
 
     length = usual_length(lm, ids[0], tokens)
     spent = completions_seconds(say, rows * len(prompts), rows, length, lm.device)

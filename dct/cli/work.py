@@ -110,8 +110,12 @@ def open_run(
         terminal.warn(f"{run.factors} is of format version 1: nothing protects its numbers; a new fit writes version 2")
     lm = load_model(terminal, str(name), **_as_fitted(info, model, reading))
     keep_prompts(lm, info)
-    if factors.V.shape[1] != lm.width:
-        raise DctError(f"these factors have width {factors.V.shape[1]} and {name} has {lm.width}: wrong model")
+    from dct.perturbation import RankOne, recorded
+
+    kind = recorded(info, factors.V.shape[1])
+    width = kind.width if isinstance(kind, RankOne) else factors.V.shape[1]
+    if width != lm.width:
+        raise DctError(f"these factors have width {width} and {name} has {lm.width}: wrong model")
     if info.get("fingerprint") != lm.fingerprint and not force:
         raise DctError(
             f"these factors were fitted on other weights ({info.get('model')}, {info.get('fingerprint')}) than {name} "

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dct import plainjson
-from dct.calibration import random_directions
 from dct.candidates import candidates
 from dct.contents import RANKING
 from dct.factors import Factors
 from dct.journal import records
 from dct.judging import LABELS, Judge, Reply, judge
+from dct.perturbation import Perturbation, recorded
 from dct.replies import UNSTEERED
 from dct.runs import Run
 from dct.spectrumfile import kept
@@ -79,7 +79,8 @@ def gathered(run: Run, factors: Factors) -> Facts:
     ranked = [] if ranking is None else list(ranking["vectors"])
     known = {str(one["vector"]): one for one in ranked}
     order = [str(one["vector"]) for one in ranked] + [name for name in names if name not in known]
-    near, reader = _nearest(names, directions), judge("refusal")
+    kind = recorded(factors.info, factors.V.shape[1])
+    near, reader = _nearest(names, kind.cosines(directions, directions)), judge("refusal")
     reader.learn([Reply(prompt, text, text) for prompt, text in unsteered.items()])
     replies = {name: _judged(said.get(name, {}), unsteered, reader) for name in order}
     vectors = [_vector(name, factors, known.get(name), ranking, replies[name], near[name]) for name in order]
@@ -91,9 +92,9 @@ def gathered(run: Run, factors: Factors) -> Facts:
         objective=factors.objective.tolist(),
         alpha=factors.alpha.tolist(),
         cosines={
-            "V": _pairs(factors.V),
-            "U": _pairs(factors.U),
-            "random": _pairs(random_directions(len(factors), factors.V.shape[1], 0)),
+            "V": _pairs(kind, factors.V),
+            "U": _pairs(Perturbation(factors.U.shape[1]), factors.U),
+            "random": _pairs(kind, kind.random(len(factors), 0)),
         },
         ranking=ranking,
         vectors=vectors,
@@ -189,9 +190,8 @@ def _judged(
     return [{"prompt": prompt, "said": by_prompt[prompt]} for prompt in fullest], counts
 
 
-def _nearest(names: list[str], directions: Tensor) -> dict[str, list[tuple[str, float]]]:
+def _nearest(names: list[str], cosines: Tensor) -> dict[str, list[tuple[str, float]]]:
     """The vectors with the largest |cosine| to each, opposites of itself left out."""
-    cosines = directions @ directions.T
     found = {}
     for k, name in enumerate(names):
         order = cosines[k].abs().argsort(descending=True).tolist()
@@ -200,7 +200,7 @@ def _nearest(names: list[str], directions: Tensor) -> dict[str, list[tuple[str, 
     return found
 
 
-def _pairs(rows: Tensor) -> list[float]:
+def _pairs(kind: Perturbation, rows: Tensor) -> list[float]:
     """|cosines| of all pairs."""
-    cosines = (rows @ rows.T).abs()
+    cosines = kind.cosines(rows, rows).abs()
     return cosines[torch.triu_indices(len(rows), len(rows), 1).unbind()].tolist()

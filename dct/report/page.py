@@ -11,6 +11,7 @@ from typing import Any
 
 from dct import plainjson
 from dct.judging import REFUSED
+from dct.perturbation import RankOne
 from dct.plots import figures
 from dct.plots.charts import Axis, Plot, curve, histogram
 from dct.plots.figures import ARMS, Named
@@ -62,7 +63,7 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
     settled = "settled" if info.get("settled") else "has not settled"
     rows = [
         ("model", public(info.get("model") or "unknown") + _minus(info)),
-        ("layers", f"{info.get('source')} to {info.get('target')} of {info.get('blocks')}"),
+        ("layers", _layers(info)),
         ("method", f"{info.get('method')}, {len(facts.alpha)} factors, seed {info.get('seed')}"),
         ("prompts", f"{len(info.get('prompts') or [])} of {public(info.get('prompts_origin') or 'unknown')}"),
         ("scale R", _scale(facts)),
@@ -97,8 +98,18 @@ def _minus(info: dict[str, Any]) -> str:
     )
 
 
+def _layers(info: dict[str, Any]) -> str:
+    """Between which layers; of rank-1 changes, in which blocks they are."""
+    if not info.get("perturbation"):
+        return f"{info.get('source')} to {info.get('target')} of {info.get('blocks')}"
+    kind = RankOne.read(info["perturbation"])
+    return f"attention outputs of {kind}, read at layer {info.get('target')} of {info.get('blocks')}"
+
+
 def _scale(facts: Facts) -> str:
     text = f"{facts.scale:.4g}"
+    if facts.info.get("perturbation"):
+        return f"{text}: every output gains R b <a, x>, with |a| = |b| = 1"
     norm, found = facts.info.get("residual_norm"), facts.info.get("calibration")
     text += f", {facts.scale / norm:.2f} times the median norm of the stream" if norm else ""
     if not found or not found.get("ratio"):

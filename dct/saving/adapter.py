@@ -1,4 +1,5 @@
-"""An ablation as a PEFT adapter: W - D'D W is W + B A with B = -D' and A = D W, of as few rows as there are directions.
+"""Edits as a PEFT adapter, W + B A. An ablation W - D'D W has B = -D' and A = D W, of as few rows as there are
+directions; a rank-1 change W + b a' has B = b and A = a'.
 
 Kept in float32, so that nothing of a small edit is rounded away, whatever type the model itself is loaded in.
 """
@@ -60,16 +61,41 @@ def write_adapter(
         tensors |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
         if biases:
             tensors[f"{module}.lora_B.bias"] = _bias(lm, origin, name, biases, len(B)).to(dtype)
-    layout = {name: (NAMES[dtype], tuple(values.shape)) for name, values in tensors.items()}
+    config = _config(lm, origin, [name.removesuffix(".weight") for name in matrices], rank)
+    config |= {"fan_in_fan_out": kinds == {True}, "lora_bias": bool(biases)}
+    _write(folder, tensors, config)
+    return len(matrices), rounding
+
+
+def write_changes(lm: LanguageModel, changes: dict[str, tuple[Tensor, Tensor]], folder: Path) -> None:
+    """Writes an adapter of rank 1 in float32, with alpha = 1, so that W becomes W + b a'.
+
+    Args:
+        changes: a, (in,), and b, (out,), by the names of the modules.
+
+    Raises:
+        DctError: a module is no linear layer, or they are of two kinds.
+    """
+    kinds = {isinstance(_module(lm, f"{name}.weight"), Conv1D) for name in changes}
+    if len(kinds) > 1:
+        raise DctError("an adapter cannot hold changes of two kinds of matrices: fit a `band` of blocks of one kind")
+    tensors = {}
+    for name, (a, b) in changes.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a[None].float().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b[:, None].float().contiguous()
+    config = _config(lm, Origin.of(lm), list(changes), 1) | {"fan_in_fan_out": kinds == {True}, "lora_bias": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, tensors, config)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    layout = {name: (NAMES[values.dtype], tuple(values.shape)) for name, values in tensors.items()}
     # Not by safetensors' own writer, whose files nobody but the user may read.
     weights = WeightFile.create(folder / "adapter_model.safetensors", layout, {"format": "pt"})
     for name, values in tensors.items():
         weights.write(name, values)
     Weights([weights]).flush()
-    config = _config(lm, origin, [name.removesuffix(".weight") for name in matrices], rank)
-    config |= {"fan_in_fan_out": kinds == {True}, "lora_bias": bool(biases)}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return len(matrices), rounding
 
 
 def _module(lm: LanguageModel, name: str) -> nn.Module:

@@ -83,7 +83,7 @@ class FitSettings(CalibrationSettings):
     iterations: int | None = setting(
         None, "Of an iterative method; steps of a melbo vector.", shown="10; melbo 60", check=counted()
     )
-    scale: float | None = setting(None, "Steering scale R.", shown="calibrated", check=above_zero(FLOAT32))
+    scale: float | None = setting(None, "Steering scale R.", shown="calibrated; cpe 1", check=above_zero(FLOAT32))
     orthogonalize: str | None = setting(
         None,
         "How the vectors are pushed apart; qr is the post's.",

@@ -12,6 +12,7 @@ from dct.declaration import (
     counted,
     setting,
 )
+from dct.errors import UsageError
 
 
 def positions_of(text: str) -> int | Literal["all"]:
@@ -21,6 +22,26 @@ def positions_of(text: str) -> int | Literal["all"]:
     if not text.isdecimal() or not 1 <= int(text[:7]) <= MANY or len(text) > 7:
         raise ValueError(f"must be a number or `all`, from 1 to {MANY:,}: got {text!r}")
     return int(text)
+
+
+def band_of(text: str) -> tuple[int, int]:
+    """`band` as text has it: the first and the last block, such as 7-10, or one block.
+
+    Raises:
+        ValueError: it is none.
+    """
+    first, _, last = text.partition("-")
+    ends = [first, last or first]
+    if not all(end.isdecimal() and len(end) < 7 for end in ends) or int(ends[0]) > int(ends[1]):
+        raise ValueError(f"must be a first and a last block, such as 7-10: got {text!r}")
+    return int(ends[0]), int(ends[1])
+
+
+def _check_band(name: str, value: str) -> None:
+    try:
+        band_of(value)
+    except ValueError as error:
+        raise UsageError(f"`{name}` {error}", argument=name) from error
 
 
 def _check_memory(name: str, value: str) -> None:
@@ -189,6 +210,12 @@ class FitSliceSettings(SliceSettings):
     )
     minus: str | None = setting(
         None, "Fit the difference: another model of the same shape, whose response is subtracted.", shown="none"
+    )
+    band: str | None = setting(
+        None,
+        "Blocks whose attention outputs cpe changes, such as 7-10.",
+        shown="those at .225 to .325 of the depth",
+        check=_check_band,
     )
     layers_from: Path | None = setting(
         None, "Take source and target from this file of `dct scan`, such as scan.json.", shown="the rule of the depth"

@@ -55,6 +55,16 @@ class OrthogonalisedIteration(Method):
             length: their unit rows are the new V and U.
         """
 
+    def pushed(self, job: Job, V: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """V with its rows pushed apart, from which an iteration goes on."""
+        return orthogonalized(V, str(job.settings.orthogonalize))
+
+    def next(
+        self, job: Job, V: Float[Tensor, "m d"], pulled: Float[Tensor, "m d"], beta: float
+    ) -> Float[Tensor, "m d"]:
+        """V after an iteration that pulled its rows, of which this is the share of the new."""
+        return mixed(V, pulled, beta)
+
     def passes(self, updates: int, ends: int) -> dict[str, int]:
         """Rows by the `Derivatives` method that they go through, of so many updated and finished vectors."""
         return {"value": ends, "value_and_gradient": updates}
@@ -96,12 +106,12 @@ class OrthogonalisedIteration(Method):
         damping = s.beta is None and s.orthogonalize != "qr"
         while len(objective) < job.iterations:
             job.begin(f"iteration {len(objective) + 1}/{job.iterations}")
-            Q = orthogonalized(V, str(s.orthogonalize))
+            Q = self.pushed(job, V)
             pulled, caused = self.update(job, Q, U if len(U) else None)
             outputs = normalize(caused, dim=1)
             # b_l = <u_l, caused_l>
-            causal, penalty = importance(self.kernel, Q, outputs, (outputs * caused).sum(1))
-            new_V = mixed(V, pulled, damped(objective) if damping else s.beta or 1.0)
+            causal, penalty = importance(self.kernel, job.space.stand_ins(Q), outputs, (outputs * caused).sum(1))
+            new_V = self.next(job, V, pulled, damped(objective) if damping else s.beta or 1.0)
             U = mixed(U, outputs, s.beta) if s.beta and len(U) else outputs
             # 1 - mean over l of |<v_new, v_old>|
             change = max(0.0, 1 - float((new_V * V).sum(1).abs().mean()))

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dct.calibration import random_directions
 from dct.fits.shared.strengths import solved
 from dct.job import Job, Learned
 
@@ -50,7 +49,7 @@ def measured(
     order = outputs.norm(dim=1).argsort(descending=True, stable=True)
     V, outputs = V[order], outputs[order]
     responses = outputs.norm(dim=1)
-    random = random_directions(random_responses(len(V)), job.d.dim, job.seed + 3).to(job.d.device, job.d.dtype)
+    random = job.space.random(random_responses(len(V)), job.seed + 3).to(job.d.device, job.d.dtype)
     null = caused(random).norm(dim=1)
     job.info |= {
         "response": [float(responses.median()), float(responses.max())],
@@ -65,4 +64,5 @@ def measured(
         }
     rows = torch.tensor(objective, dtype=torch.float64).reshape(-1, 3)
     # <unit c, c> = |c|
-    return solved(kernel, V, normalize(outputs, dim=1), responses, rows)
+    found = solved(kernel, job.space.stand_ins(V), normalize(outputs, dim=1), responses, rows)
+    return found._replace(V=V)

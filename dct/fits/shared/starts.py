@@ -32,7 +32,7 @@ def start(job: Job) -> State:
     Their outputs are not known yet; the first iteration finds them as it goes.
     """
     d = job.d
-    V = random_directions(job.m, d.dim, job.seed + 1).to(d.device, d.dtype)
+    V = job.space.random(job.m, job.seed + 1).to(d.device, d.dtype)
     if job.settings.start == "projected":
         known = projected_directions(job)[0][: job.m]
         V[: len(known)] = known

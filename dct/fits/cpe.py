@@ -1,0 +1,83 @@
+"""`cpe`: causal perturbative elicitation, soft-orthogonalised gradient iteration (SOGI) on perturbations of any kind.
+
+    maximise  sum_l alpha_l <u_l, f(R v_l)> - sum_lk alpha_l alpha_k <u_l, u_k> (exp cos(v_l, v_k) - 1)
+
+A. Mack, N. Panickssery and A. Turner, "Mechanistically Eliciting Latent Behaviors in Language Models" (2026). What v
+is, the map says: of a `BandSlice` rank-1 changes of attention outputs, which this is for; of any other a vector.
+
+The push is ours. The published loop subtracts a weighted mean of all phi at a temperature that makes hardly any
+difference between near and far ones, before blocks get unit norm; here blocks have unit norm first, and every change
+moves away from those that are like it as a change of the model (`Perturbation.cosines`), by the steps of `repelled`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dct.errors import NonFiniteError, UsageError
+from dct.fits.shared.iteration import OrthogonalisedIteration, mixed
+from dct.job import Job, Learned
+from dct.settings import FitSettings
+
+ETA, TAU, TIMES = 0.5, 0.05, 3
+"""Of the push: its length, the temperature of its softmax, and how often. `repelled` is half as long; not tried here."""
+
+
+class Cpe(OrthogonalisedIteration):
+    """Starts from random rows: a rank-1 change is a product, of which nothing is seen at 0."""
+
+    name = "cpe"
+    about = "rank-1 changes of the attention outputs of a band of blocks"
+    needs_scale = False
+    rank_one = True
+
+    def check(self, settings: FitSettings, dim: int) -> None:
+        """Rows are pushed apart by what they do, which `qr` does not know."""
+        if settings.orthogonalize == "qr":
+            raise UsageError(
+                "cpe's changes are compared as matrices, which qr cannot do: pass `orthogonalize` soft or none",
+                argument="orthogonalize",
+            )
+
+    def gains(self, work: Mapping[str, int]) -> bool:
+        """Compiled blocks cannot be changed row by row."""
+        return False
+
+    def work(self, settings: FitSettings, dim: int, dim_out: int, done: int | None = None) -> dict[str, int]:
+        """m rows an iteration that is left, and the final responses."""
+        return super().work(settings.changed(start="random"), dim, dim_out, done)
+
+    def fit(self, job: Job) -> Learned:
+        """From a random start, whatever the settings say."""
+        job.settings = job.settings.changed(start="random")
+        return super().fit(job)
+
+    def pushed(self, job: Job, V: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """V <- unit of (V - eta sum_j W_ij dcos(v_i, v_j)/dv_i), W = softmax over j != i of cos(v_i, v_j) / tau."""
+        if job.settings.orthogonalize == "none" or len(V) < 2:
+            return V
+        for _ in range(TIMES):
+            affinity = job.space.cosines(V, V) / TAU
+            affinity.fill_diagonal_(-torch.inf)
+            V = job.space.unit(V - ETA * job.space.apart(V, torch.softmax(affinity, dim=1)), V)
+        return V
+
+    def update(
+        self, job: Job, V: Float[Tensor, "m d"], U: Float[Tensor, "m d_out"] | None
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d_out"]]:
+        """In one pass, with the old u (at first with the new one):
+
+        v_l <- gradient of <u_l, f> by the parts of v_l, R held      u_l <- f(R v_l)
+        """
+        value, gradient = job.d.value_and_gradient(job.scale * V, U)
+        if not bool(value.norm(dim=1).isfinite().all()):
+            raise NonFiniteError("the responses are too large for their norms: lower `scale`")
+        return job.space.by_parts(gradient, V), value
+
+    def next(
+        self, job: Job, V: Float[Tensor, "m d"], pulled: Float[Tensor, "m d"], beta: float
+    ) -> Float[Tensor, "m d"]:
+        """Every part of a row at unit length; one that nothing pulls stays."""
+        return job.space.unit(mixed(V, pulled, beta), V)
