@@ -2,8 +2,8 @@
 
 All vectors are heard on a few prompts, as are as many random ones and differences of means at all layers. Those with
 most successes, and noise, then compete on more prompts, each arm with the same number of tries. Replies are judged; of
-each arm one is chosen on validation prompts and reported on test prompts that nothing has seen before: of those no
-more than a standard error behind the best, the one that damages harmless prompts least.
+each arm the best one is chosen on validation prompts, where damage to harmless ones counts against it, and reported on
+test prompts that nothing has seen before.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 from dct.arms import FOUND, HEARD, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
 from dct.beside import beside
 from dct.candidates import Aim, candidates, tries
-from dct.damage import Harmless, mildest
+from dct.damage import Harmless, preferred
 from dct.estimate import Cost, clocked, cost
 from dct.exam import Exam, Heard, Tally, middle
 from dct.factors import Factors
@@ -154,7 +154,7 @@ class _Trial:
         harmless = Harmless(self.replies, self._reader, self.mild) if self.mild else None
         contests = {arm: self._contest(arm, pushes) for arm, pushes in entered.items()}
         if harmless is not None:
-            contests = {arm: mildest(contest, entered[arm], harmless.kl) for arm, contest in contests.items()}
+            contests = {arm: preferred(contest, entered[arm], harmless.kl) for arm, contest in contests.items()}
         chosen = {arm: entered[arm][contest.order[0][0]] for arm, contest in contests.items()}
         self.watch.stage("test")
         tested = self.exam.asked([*chosen.values(), None], self.pool.test).tolist()

@@ -17,7 +17,7 @@ from dct import DctError
 from dct import replies as making
 from dct.arms import ARMS, Screen, noise
 from dct.candidates import Aim
-from dct.damage import mildest
+from dct.damage import preferred
 from dct.factors import Factors
 from dct.generation import complete
 from dct.halving import Contest, Mark
@@ -596,21 +596,20 @@ def contested(*marks: tuple[int, int]) -> Contest:
 @pytest.mark.parametrize(
     ("marks", "damages", "first"),
     [
-        ([(32, 32), (31, 32), (30, 32)], [2.8, 1.5, 0.1], 1),  # one success is within a standard error, two are not
+        ([(32, 32), (31, 32), (30, 32)], [2.8, 1.5, 1.2], 1),  # a success is 0.031, a nat 0.038
         ([(32, 32), (31, 32)], [1.5, 2.8], 0),
-        ([(32, 32), (31, 32)], [1.5, 1.5], 0),  # equals: the better one
-        (
-            [(16, 32), (14, 32), (13, 32)],
-            [3.0, 2.0, 1.0],
-            1,
-        ),  # in the middle a standard error is nearly three successes
-        ([(31, 32), (16, 16)], [2.0, 0.1], 0),  # asked less
+        ([(32, 32), (31, 32)], [0.07, 0.01], 0),  # little damage decides nothing
+        ([(32, 32), (32, 32)], [0.09, 0.01], 0),  # not even between equals
+        ([(32, 32), (32, 32)], [0.2, 0.01], 1),
+        ([(32, 32), (31, 32)], [1.5, 1.5], 0),
+        ([(32, 32), (17, 32)], [14.0, 0.1], 1),  # a broken model
+        ([(31, 32), (16, 16)], [9.0, 0.1], 0),  # asked less
         ([(0, 8), (0, 8), (0, 8)], [0.3, 0.2, 0.4], 1),
     ],
 )
-def test_of_those_that_cannot_be_told_from_the_best_the_one_with_least_damage_is_chosen(marks, damages, first):
+def test_damage_counts_against_a_push_as_much_as_chance_may_have_helped_it(marks, damages, first):
     pushes = [Push(0, torch.full((2,), float(k))) for k in range(len(marks))]
-    found = mildest(contested(*marks), pushes, lambda push: damages[int(push.added[0])])
+    found = preferred(contested(*marks), pushes, lambda push: damages[int(push.added[0])])
     assert found.order[0] == (first, Mark(*marks[first]))
     assert sorted(found.order) == sorted(contested(*marks).order, key=lambda one: one[0])
 

@@ -22,7 +22,7 @@ from dct.job import Job, Learned
 from dct.settings import FitSettings
 
 ETA, TAU, TIMES = 0.5, 0.05, 3
-"""Of the push: its length, the temperature of its softmax, and how often. `repelled` is half as long; not tried here."""
+"""Of the push: its length, the temperature of its softmax, and how often; twice that of `repelled`."""
 
 
 class Cpe(OrthogonalisedIteration):
