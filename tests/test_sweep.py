@@ -359,6 +359,7 @@ def test_replies_are_judged(workplace):
 
 def test_wrong_usage(sweep, monkeypatch):
     fails(*sweep, "--lambda", 0.5, says="--scale says what --lambda would find", code=2)
+    fails(*sweep, "--method", "melbo,cpe", says="cpe changes a band of blocks, which a sweep does not go over", code=2)
     fails(*sweep, "--s", "4", "--t", "2,3", says="must lie below the target layer", code=2)
     fails(*sweep, "--t", 40, says="--target is at most 5")
     fails(*sweep, "--method", "melbo", "--method-options", "q=x", says="q", code=2)

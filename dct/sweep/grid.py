@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from dct.declaration import Settings
 from dct.errors import UsageError
+from dct.method import method
 from dct.model import check_layers, choose_layers
 from dct.recipe import Recipe
 from dct.settings import (
@@ -39,8 +40,15 @@ class Grid:
         """Refuses what is no grid.
 
         Raises:
-            UsageError: two ways of saying how long vectors are.
+            UsageError: two ways of saying how long vectors are; a method that learns no vectors.
         """
+        for name in self.fit.method:
+            if method(name).rank_one:
+                raise UsageError(
+                    f"{name} changes a band of blocks, which a sweep does not go over: fit it by `dct fit`, or choose "
+                    "other methods",
+                    argument="method",
+                )
         if self.fit.ratio is not None and self.fit.scale is not None:
             raise UsageError("`scale` says what `lambda` would find: leave one or the other out", argument="scale")
 
@@ -97,12 +105,13 @@ class Grid:
                     target=target,
                     compile="auto",
                     minus=None,
+                    band=None,
                     layers_from=None,
                 ),
                 single(FitPromptSettings, self.prompts, n=n),
-                single(FitSettings, fit, method=method, ratio=ratio, scale=scale, seed=seed),
+                single(FitSettings, fit, method=how, ratio=ratio, scale=scale, seed=seed),
             )
-            for (source, target), method, ratio, scale, n, seed in values
+            for (source, target), how, ratio, scale, n, seed in values
         ]
 
 
