@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from dct.blocks import locate_non_finite, replay, run_block
-from dct.errors import DctError, NonFiniteError
+from dct.errors import DctError
 from dct.model import LanguageModel, check_layers
 from dct.passes import kept_bytes
 from dct.perturbation import RankOne, Site
@@ -73,18 +72,6 @@ class BandSlice(Slice):
         """As of a `Slice`, and what the rows are."""
         return {**super().info, **self.perturbation.config}
 
-    def __call__(self, theta: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch width"]:
-        """Delta(theta), the mean over prompts and target positions.
-
-        Raises:
-            NonFiniteError: a block puts out NaN or infinity; the message names it.
-        """
-        # Delta(theta) = sum_i w_i (h_i(theta) - h_i(0)), over the target tokens i
-        delta = einsum(self.weights, self.responses(theta), "targets, batch targets width -> batch width")
-        if not bool(torch.isfinite(delta.detach()).all()):
-            raise NonFiniteError(self._blame(theta.detach()) or "the mean over prompts is not finite: lower `scale`")
-        return delta
-
     def streams(self, theta: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch targets width"]:
         """hidden_states[target](theta) at every target token, prompt after prompt."""
         rows = self.rows
@@ -98,10 +85,6 @@ class BandSlice(Slice):
                 stream = replay(self.lm, self.source, row.calls, entering, rows.run)
                 leaving.append(stream[:, row.targets if row.leaving is None else row.leaving].to(self.dtype))
         return torch.cat(leaving, dim=1)
-
-    def responses(self, theta: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch targets width"]:
-        """What Delta is the mean of: h_i(theta) - h_i(0) at every target token i, prompt after prompt."""
-        return self.streams(theta) - self.unsteered
 
     def check(self) -> None:
         """Holds the gradient against finite differences, the first time that these blocks are differentiated."""
@@ -126,7 +109,8 @@ class BandSlice(Slice):
     @torch.no_grad()
     def _blame(self, theta: Tensor) -> str | None:
         """Which block puts out NaN or infinity under these changes, as a message; None where every stream is finite."""
-        with changed(self.lm, self.perturbation, theta.to(self.dtype)):
+        theta = theta.detach().to(self.dtype)
+        with changed(self.lm, self.perturbation, theta):
             for row in self.rows.rows:
                 stream = row.entering[None].expand(len(theta), -1, -1)
                 if not bool(torch.isfinite(replay(self.lm, self.source, row.calls, stream, run_block)).all()):

@@ -138,7 +138,7 @@ class Slice:
 
     # --- the map ---
 
-    def __call__(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+    def __call__(self, theta: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch width"]:
         """Delta(theta), the mean over prompts and target positions.
 
         Raises:
@@ -148,14 +148,18 @@ class Slice:
         delta = einsum(self.weights, self.responses(theta), "targets, batch targets width -> batch width")
         # Inside a forward-mode transform the tensors are wrapped; the value pass beside it makes the same check.
         if not compat.differentiating_forward() and not bool(torch.isfinite(delta.detach()).all()):
-            raise NonFiniteError(self._rows.blame(theta) or "the mean over prompts is not finite: lower `scale`")
+            raise NonFiniteError(self._blame(theta) or "the mean over prompts is not finite: lower `scale`")
         return delta
+
+    def _blame(self, theta: Tensor) -> str | None:
+        """Which block puts out NaN or infinity under these vectors, as a message; None where every stream is finite."""
+        return self._rows.blame(theta)
 
     def streams(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
         """hidden_states[target](theta) at every target token, prompt after prompt."""
         return self._rows.streams(theta)
 
-    def responses(self, theta: Float[Tensor, "batch width"]) -> Float[Tensor, "batch targets width"]:
+    def responses(self, theta: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch targets width"]:
         """What Delta is the mean of: h_i(theta) - h_i(0) at every target token i, prompt after prompt."""
         return self.streams(theta) - self.unsteered
 
