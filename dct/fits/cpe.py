@@ -12,17 +12,17 @@ moves away from those that are like it as a change of the model (`Perturbation.c
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dct.errors import NonFiniteError, UsageError
 from dct.fits.shared.iteration import OrthogonalisedIteration, mixed
+from dct.fits.shared.orthogonalisation import repelled
 from dct.job import Job, Learned
 from dct.settings import FitSettings
 
-ETA, TAU, TIMES = 0.5, 0.05, 3
-"""Of the push: its length, the temperature of its softmax, and how often; twice that of `repelled`."""
+ETA = 0.5
+"""Length of the push: twice the default of `repelled`."""
 
 
 class Cpe(OrthogonalisedIteration):
@@ -56,13 +56,7 @@ class Cpe(OrthogonalisedIteration):
 
     def pushed(self, job: Job, V: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
         """V <- unit of (V - eta sum_j W_ij dcos(v_i, v_j)/dv_i), W = softmax over j != i of cos(v_i, v_j) / tau."""
-        if job.settings.orthogonalize == "none" or len(V) < 2:
-            return V
-        for _ in range(TIMES):
-            affinity = job.space.cosines(V, V) / TAU
-            affinity.fill_diagonal_(-torch.inf)
-            V = job.space.unit(V - ETA * job.space.apart(V, torch.softmax(affinity, dim=1)), V)
-        return V
+        return V if job.settings.orthogonalize == "none" else repelled(V, job.space, eta=ETA)
 
     def update(
         self, job: Job, V: Float[Tensor, "m d"], U: Float[Tensor, "m d_out"] | None

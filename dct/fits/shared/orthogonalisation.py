@@ -3,9 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from dct.errors import UsageError
+from dct.perturbation import Perturbation
 
 Matrix = Float[Tensor, "m d"]
 
@@ -42,16 +42,23 @@ def gram_schmidt(V: Matrix) -> Matrix:
     return (Q * torch.where(T.diagonal() < 0, -1.0, 1.0)).T
 
 
-def repelled(V: Matrix, *, eta: float = 0.25, tau: float = 0.05, times: int = 3) -> Matrix:
+def repelled(
+    V: Matrix, space: Perturbation | None = None, *, eta: float = 0.25, tau: float = 0.05, times: int = 3
+) -> Matrix:
     """Soft orthogonalisation: `times` steps in which every row moves away from those that are nearest to it,
 
         V <- unit rows of (V - eta A V)      A = softmax over k != l of <v_l, v_k> / tau, row by row,
 
     for more factors than dimensions too. V has unit rows, shape (m, d). Ours; the post has QR alone.
+
+    Args:
+        space: what the rows are, vectors unless told otherwise: of others it says the cosines, the way that leads
+            towards the others in place of A V, and what unit rows are.
     """
+    space = space or Perturbation(V.shape[1])
     for _ in range(times):
         # A_lk = exp(<v_l, v_k> / tau) / sum over j != l of exp(<v_l, v_j> / tau), A_ll = 0
-        affinity = V @ V.T / tau
+        affinity = space.cosines(V, V) / tau
         affinity.fill_diagonal_(-torch.inf)
-        V = normalize(V - eta * torch.softmax(affinity, dim=1) @ V, dim=1) if len(V) > 1 else V
+        V = space.unit(V - eta * space.apart(V, torch.softmax(affinity, dim=1)), V) if len(V) > 1 else V
     return V
