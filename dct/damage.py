@@ -46,11 +46,15 @@ class Harmless:
         verdicts = jury.verdicts(prompts, [jury.unsteered[prompt] for prompt in prompts])
         self.sound = [prompt for prompt, verdict in zip(prompts, verdicts, strict=True) if not _spoiled(verdict)]
         self.prompts = list(prompts)
+        self._known: dict[str, float] = {}
 
     def kl(self, push: Push) -> float:
-        """How far next words move."""
-        added = push.added if push.added.ndim == 1 else push.added[None]
-        return float(divergence(self.before, next_logs(self.replies.lm, self.rows, added, push.layer)))
+        """How far next words move; found once for every push."""
+        if push.digest not in self._known:
+            added = push.added if push.added.ndim == 1 else push.added[None]
+            steered = next_logs(self.replies.lm, self.rows, added, push.layer)
+            self._known[push.digest] = float(divergence(self.before, steered))
+        return self._known[push.digest]
 
     def damage(self, push: Push) -> Damage:
         """Both: next words, and whole replies."""
