@@ -25,11 +25,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import dct
-from dct.bench.subject import organism_folder
 from dct.calibration import default_calibration
 from dct.fits.shared import orthogonalisation
 from dct.matching import assigned
-from dct.prompts import read
 
 FACTORS, PROMPTS, SEEDS, NEAR = 32, 8, 5, 0.8
 
@@ -122,22 +120,16 @@ def again(slice_: dct.Slice, R: float) -> dict[str, Any]:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--source", type=int)
-    parser.add_argument("--target", type=int)
-    parser.add_argument("--prompts")
-    parser.add_argument("--column")
-    parser.add_argument("--dtype", default="auto")
+    defaults.ask_subject(parser)
     parser.add_argument("--push", type=_numbers, default=(0.25,))
     parser.add_argument("--over", type=_words, default=("mean",))
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--judged", action="store_true")
     given = parser.parse_args()
-    subject = defaults.subject(given.model, given.prompts, given.column, given.dtype, (given.source, given.target))
+    subject = defaults.asked_subject(given)
     asked = random.Random("again").sample(subject.refused, PROMPTS)
     if given.mixed:
-        folder = organism_folder(given.model)
-        mild = read("harmless" if folder is None else str(folder / "prompts" / "harmless.jsonl"), None).texts
+        mild = defaults.harmless(given.model)
         asked = [text for pair in zip(asked[: PROMPTS // 2], mild[: PROMPTS // 2], strict=True) for text in pair]
     slice_ = dct.Slice(subject.lm, asked, subject.source, subject.target)
     R = default_calibration(slice_, slice_.dim, None).scale

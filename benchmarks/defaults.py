@@ -190,7 +190,7 @@ def run(given: argparse.Namespace) -> None:
     missing = [cell for cell in wanted if cell not in done]
     if not missing:
         return
-    s = subject(given.model, given.prompts, given.column, given.dtype, (given.source, given.target))
+    s = asked_subject(given)
     print(f"{given.name}: {len(s.refused)} refused requests, layers {s.source} to {s.target}", flush=True)
     for name, seed in missing:
         result = measure(s, SETTINGS[name], seed)
@@ -231,19 +231,35 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
+def ask_subject(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model, requests and layers."""
+    parser.add_argument("model")
+    parser.add_argument("--source", type=int)
+    parser.add_argument("--target", type=int)
+    parser.add_argument("--prompts")
+    parser.add_argument("--column")
+    parser.add_argument("--dtype", default="auto")
+
+
+def asked_subject(given: argparse.Namespace) -> Subject:
+    """The subject of those options."""
+    return subject(given.model, given.prompts, given.column, given.dtype, (given.source, given.target))
+
+
+def harmless(model: str) -> Sequence[str]:
+    """An organism's own harmless requests, or the packaged ones."""
+    folder = organism_folder(model)
+    return read("harmless" if folder is None else str(folder / "prompts" / "harmless.jsonl"), None).texts
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     measured = commands.add_parser("measure")
-    measured.add_argument("model")
+    ask_subject(measured)
     measured.add_argument("--name", required=True)
     measured.add_argument("--records", type=Path, required=True)
-    measured.add_argument("--prompts")
-    measured.add_argument("--column")
-    measured.add_argument("--dtype", default="auto")
-    measured.add_argument("--source", type=int)
-    measured.add_argument("--target", type=int)
     measured.add_argument("--seeds", type=int, default=3)
     measured.add_argument("--settings", nargs="*", choices=SETTINGS)
     measured.set_defaults(run=run)

@@ -24,11 +24,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import dct
-from dct.bench.subject import organism_folder
 from dct.calibration import default_calibration, random_directions
 from dct.plots.charts import Axis, Plot
 from dct.plots.files import write
-from dct.prompts import read
 from dct.replies import Push
 from dct.selection import SCALES
 
@@ -123,18 +121,12 @@ def figure(curves: dict[str, list[float]], path: Path, title: str) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--source", type=int)
-    parser.add_argument("--target", type=int)
-    parser.add_argument("--prompts")
-    parser.add_argument("--column")
-    parser.add_argument("--dtype", default="auto")
+    defaults.ask_subject(parser)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    s = defaults.subject(given.model, given.prompts, given.column, given.dtype, (given.source, given.target))
-    folder = organism_folder(given.model)
-    mild = read("harmless" if folder is None else str(folder / "prompts" / "harmless.jsonl"), None).texts[:8]
+    s = defaults.asked_subject(given)
+    mild = defaults.harmless(given.model)[:8]
     total: Counter[str] = Counter()
     for seed in range(given.seeds):
         told = measure(s, mild, seed)
