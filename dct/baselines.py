@@ -1,4 +1,4 @@
-"""Vectors beside rank-1 changes, as baselines: the difference of means, and noise, are added to the stream."""
+"""Where baselines are added that are vectors, differences of means and noise: beside vectors, beside rank-1 changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -11,7 +11,7 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor
 
-from dct.beside import beside
+from dct.baselines import beside
 from dct.candidates import Aim, candidates, tries
 from dct.errors import UsageError
 from dct.estimate import Cost

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dct.arms import FOUND, HEARD, NOISE, RANDOM, SCREENED, SUPERVISED, Screen, noise, screen
-from dct.beside import beside
+from dct.baselines import beside
 from dct.candidates import Aim, candidates, tries
 from dct.damage import Harmless, preferred
 from dct.estimate import Cost, clocked, cost
