@@ -1,6 +1,6 @@
 """Which vectors does another seed find again, what tells them from the rest, and what changes that?
 
-FACTORS vectors are fitted on the same prompts from SEEDS random starts. A vector comes again in another fit if one
+FACTORS vectors are fitted on the same prompts from five random starts. A vector comes again in another fit if one
 there has a cosine above NEAR. Printed are the share of one-to-one matches beyond that, the distinct vectors of a fit,
 and how well the length of a response tells the vectors that most other fits have (AUC: 0.5 is chance, 1 is perfect).
 
@@ -8,7 +8,8 @@ and how well the length of a response tells the vectors that most other fits hav
 
 `--push` is eta of the push apart, `--over each` keeps prompts apart where the default takes their mean: the effect of a
 vector is the list of its effects on all prompts. `--mixed` fits on refused and harmless requests in turn. `--judged`
-chooses and tests vectors too, as `defaults.py` does.
+chooses and tests vectors too, as `defaults.py` does. Prompts are eight requests that the model refuses, or any eight of
+the set where it refuses fewer.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import defaults
@@ -26,10 +26,9 @@ from torch import Tensor
 
 import dct
 from dct.calibration import default_calibration
-from dct.fits.shared import orthogonalisation
 from dct.matching import assigned
 
-FACTORS, PROMPTS, SEEDS, NEAR = 32, 8, 5, 0.8
+FACTORS, PROMPTS, NEAR = 32, 8, 0.8
 
 
 class Each:
@@ -53,25 +52,14 @@ class Each:
 
 
 @contextmanager
-def pushed(eta: float) -> Iterator[None]:
-    """Fits push apart by this much."""
-    usual = orthogonalisation.repelled
-    orthogonalisation.repelled = partial(usual, eta=eta)
-    try:
-        yield
-    finally:
-        orthogonalisation.repelled = usual
-
-
-@contextmanager
-def over(how: str) -> Iterator[None]:
-    """Fits see the mean over prompts, or each prompt."""
+def changed(how: str, eta: float) -> Iterator[None]:
+    """Fits push apart by this much, and see the mean over prompts, or each prompt."""
     usual = dct.fit
 
-    def apart(slice_: dct.Slice, dim: int, **changes: Any) -> dct.Factors:
-        return usual(Each(slice_), dim, **changes)
+    def other(slice_: dct.Slice, dim: int, **changes: Any) -> dct.Factors:
+        return usual(slice_ if how == "mean" else Each(slice_), dim, eta=eta, **changes)
 
-    dct.fit = usual if how == "mean" else apart  # type: ignore[assignment]
+    dct.fit = other  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -97,19 +85,19 @@ def distinct(V: Float[Tensor, "m d"]) -> int:
     return count
 
 
-def again(slice_: dct.Slice, R: float) -> dict[str, Any]:
+def again(slice_: dct.Slice, R: float, seeds: int) -> dict[str, Any]:
     """Fits from all starts, held against each other."""
-    fits = [dct.fit(slice_, slice_.dim, factors=FACTORS, scale=R, seed=seed).V for seed in range(SEEDS)]
+    fits = [dct.fit(slice_, slice_.dim, factors=FACTORS, scale=R, seed=seed).V for seed in range(seeds)]
     found = [torch.stack([(V @ W.T).amax(1) > NEAR for W in fits if W is not V]).float().mean(0) >= 0.5 for V in fits]
     with torch.no_grad():
         length = torch.cat([slice_(R * V).norm(dim=1) for V in fits])
         shared = slice_(R * fits[0]).norm(dim=1) / Each(slice_)(R * fits[0]).norm(dim=1)
     matched = [(assigned(V, W)[2].abs() > NEAR).float().mean() for V, W in itertools.combinations(fits, 2)]
     # The strongest response comes first in a file.
-    quarters = torch.stack(found).float().reshape(SEEDS, 4, -1).mean((0, 2))
+    quarters = torch.stack(found).float().reshape(seeds, 4, -1).mean((0, 2))
     return {
         "matched": float(torch.stack(matched).mean()),
-        "distinct": sum(map(distinct, fits)) / SEEDS,
+        "distinct": sum(map(distinct, fits)) / seeds,
         "in most others": float(torch.cat(found).float().mean()),
         "by quarters": [round(float(x), 2) for x in quarters],
         "AUC of response": auc(length, torch.cat(found)),
@@ -125,17 +113,19 @@ def main() -> None:
     parser.add_argument("--over", type=_words, default=("mean",))
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--judged", action="store_true")
+    parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
-    subject = defaults.asked_subject(given)
-    asked = random.Random("again").sample(subject.refused, PROMPTS)
+    subject = defaults.asked_subject(given) if given.judged else defaults.asked_subject(given, needed=0)
+    enough = len(subject.refused) >= PROMPTS
+    asked = random.Random("again").sample(subject.refused if enough else subject.asked, PROMPTS)
     if given.mixed:
         mild = defaults.harmless(given.model)
         asked = [text for pair in zip(asked[: PROMPTS // 2], mild[: PROMPTS // 2], strict=True) for text in pair]
     slice_ = dct.Slice(subject.lm, asked, subject.source, subject.target)
     R = default_calibration(slice_, slice_.dim, None).scale
     for eta, how in itertools.product(given.push, given.over):
-        with pushed(eta), over(how):
-            told = again(slice_, R)
+        with changed(how, eta):
+            told = again(slice_, R, given.seeds)
             if given.judged:
                 cells = [defaults.measure(subject, defaults.SETTINGS["default"], seed) for seed in range(3)]
                 told |= {"test": [cell["test"] for cell in cells], "heard": [cell["heard"] for cell in cells]}

@@ -94,9 +94,10 @@ class Planted(Judge):
 
 @dataclass
 class Subject:
-    """A model with the requests that it refuses, in a random order for every seed."""
+    """A model with what it is asked, and the requests that it refuses, in a random order for every seed."""
 
     lm: dct.LanguageModel
+    asked: list[str]
     refused: list[str]
     jury: Jury
     source: int
@@ -119,9 +120,14 @@ class Subject:
 
 
 def subject(
-    model: str, prompts: str | None, column: str | None, dtype: str, layers: tuple[int | None, int | None]
+    model: str,
+    prompts: str | None,
+    column: str | None,
+    dtype: str,
+    layers: tuple[int | None, int | None],
+    needed: int = FITTED + CHOSEN + TESTED,
 ) -> Subject:
-    """The model, and the requests of a set that it refuses by itself."""
+    """The model, and the requests of a set that it refuses by itself, as many as are needed at least."""
     folder = organism_folder(model)
     lm = dct.load(model, dtype=dtype)
     origin = prompts or (str(folder / "prompts" / "harmful.jsonl") if folder is not None else "harmful")
@@ -129,11 +135,10 @@ def subject(
     said = dict(zip(asked, Replies(lm, TOKENS).said([(None, prompt) for prompt in asked]), strict=True))
     jury = Jury(Planted() if folder is not None else judge("refusal", lm), said)
     refused = [p for p, one in zip(said, jury.verdicts([*said], [*said.values()]), strict=True) if one.label == REFUSED]
-    needed = FITTED + CHOSEN + TESTED
     if len(refused) < needed:
         raise SystemExit(f"{model} refuses {len(refused)} of {len(asked)} requests; a comparison takes {needed}")
     source, target = choose_layers(lm.depth, model, *layers)
-    return Subject(lm, refused, jury, source, target)
+    return Subject(lm, asked, refused, jury, source, target)
 
 
 def measure(s: Subject, setting: Setting, seed: int) -> dict[str, Any]:
@@ -241,9 +246,9 @@ def ask_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto")
 
 
-def asked_subject(given: argparse.Namespace) -> Subject:
+def asked_subject(given: argparse.Namespace, **changes: int) -> Subject:
     """The subject of those options."""
-    return subject(given.model, given.prompts, given.column, given.dtype, (given.source, given.target))
+    return subject(given.model, given.prompts, given.column, given.dtype, (given.source, given.target), **changes)
 
 
 def harmless(model: str) -> Sequence[str]:

@@ -105,6 +105,7 @@ FACTORS = Record(
         "orthogonalize": OrNull(text()),
         "start": text(),
         "beta": OrNull(number()),
+        "eta": number(),
         "d_proj": whole(1),
         "random_start": whole(0),
         "informative": whole(0),

@@ -429,16 +429,29 @@ def test_qr_is_gram_schmidt_and_keeps_each_row_s_sense(m, seed):
     torch.testing.assert_close(Q, torch.stack(expected), atol=1e-8, rtol=0)
 
 
-def test_soft_is_its_formula_and_leaves_its_input_alone():
+@pytest.mark.parametrize("eta", [0.25, 0.5])
+def test_soft_is_its_formula_and_leaves_its_input_alone(eta):
     V = unit(6, 4, 0)
     before = V.clone()
     expected = V
     for _ in range(3):
         weights = torch.exp(expected @ expected.T / 0.05)
         weights = weights - torch.diag(weights.diagonal())
-        expected = normalize(expected - 0.25 * (weights / weights.sum(1, keepdim=True)) @ expected, dim=1)
-    torch.testing.assert_close(orthogonalized(V, "soft"), expected)
+        expected = normalize(expected - eta * (weights / weights.sum(1, keepdim=True)) @ expected, dim=1)
+    torch.testing.assert_close(orthogonalized(V, "soft", eta=eta), expected)
     assert torch.equal(V, before)
+    assert (eta == 0.25) == torch.equal(orthogonalized(V, "soft"), orthogonalized(V, "soft", eta=eta))
+
+
+def test_the_push_of_a_fit_is_the_one_that_is_asked_for():
+    planted, how = PlantedExponential(16, 6), {"factors": 12, "scale": 3.0, "iterations": 2, "start": "random"}
+    usual = dct.fit(planted, 16, **how)
+    assert torch.equal(dct.fit(planted, 16, eta=0.25, **how).V, usual.V)
+    pushed = dct.fit(planted, 16, eta=0.5, **how)
+    assert not torch.equal(pushed.V, usual.V)
+    assert (usual.info["eta"], pushed.info["eta"]) == (0.25, 0.5)
+    unmoved, none = dct.fit(planted, 16, eta=0.0, **how).V, dct.fit(planted, 16, orthogonalize="none", **how).V
+    torch.testing.assert_close((unmoved @ none.T).amax(1), torch.ones(12))  # several are one factor, in any order
 
 
 def test_soft_pushes_twins_apart():

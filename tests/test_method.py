@@ -140,7 +140,8 @@ def test_own_options_are_keywords_text_and_record():
     assert FitSettings.recorded(by_text.record()) == by_text
     assert method("melbo").own(by_text) == {"p": 4.0, "q": 2.0}
     assert decided(by_text, 8).method_options == {"p": 4.0, "q": 2.0}
-    assert decided(FitSettings(), 8).method_options is None
+    assert decided(FitSettings(), 8).method_options == {"eta": 0.25}
+    assert decided(FitSettings(method="linear"), 8).method_options is None
     kinds = FitSettings(method_options="a=1, b=1.5, c=true, d=word").method_options
     assert kinds == {"a": 1, "b": 1.5, "c": True, "d": "word"}
 
@@ -158,8 +159,12 @@ def test_own_options_as_text_that_cannot_be(text):
         ({"method": "melbo", "r": 4.0}, "unknown argument `r`: .*, p, q, ", "r"),
         ({"method": "melbo", "p": "high"}, "`p` must be a number, got 'high'", "p"),
         ({"method": "melbo", "p": True}, "`p` must be a number, got True", "p"),
-        ({"method_options": {"p": 4.0}}, "exponential has no option `p` of its own: it has none", "p"),
+        ({"method_options": {"p": 4.0}}, "exponential has no option `p` of its own: choose eta", "p"),
         ({"method": "melbo", "method_options": {"r": 4.0}}, "melbo has no option `r` of its own: choose p, q", "r"),
+        ({"method": "linear", "method_options": {"p": 4.0}}, "linear has no option `p` of its own: it has none", "p"),
+        ({"eta": -0.1}, "`eta` is the length of a push, 0 or more: got -0.1", "eta"),
+        ({"eta": 0.5, "orthogonalize": "qr"}, "`eta` is the length of soft's push, and qr has none", "eta"),
+        ({"method": "quadratic", "eta": 0.5}, "`eta` is the length of soft's push, and qr has none", "eta"),
         ({"method": "melbo", "q": 0}, "the exponents `p` and `q` must be positive", "q"),
         ({"method": "melbo", "factors": 5}, "at most 4 of them: asked for 5", "factors"),
         ({"method": "cubic"}, "unknown `method` 'cubic': choose ", "method"),

@@ -17,12 +17,8 @@ from torch import Tensor
 
 from dct.errors import NonFiniteError, UsageError
 from dct.fits.shared.iteration import OrthogonalisedIteration, mixed
-from dct.fits.shared.orthogonalisation import repelled
 from dct.job import Job, Learned
 from dct.settings import FitSettings
-
-ETA = 0.5
-"""Length of the push: twice the default of `repelled`."""
 
 
 class Cpe(OrthogonalisedIteration):
@@ -32,6 +28,7 @@ class Cpe(OrthogonalisedIteration):
     about = "rank-1 changes of the attention outputs of a band of blocks"
     needs_scale = False
     rank_one = True
+    options = {"eta": 0.5}  # noqa: RUF012 (declared as a ClassVar by Method)
 
     def check(self, settings: FitSettings, dim: int) -> None:
         """Rows are pushed apart by what they do, which `qr` does not know."""
@@ -40,6 +37,7 @@ class Cpe(OrthogonalisedIteration):
                 "cpe's changes are compared as matrices, which qr cannot do: pass `orthogonalize` soft or none",
                 argument="orthogonalize",
             )
+        super().check(settings, dim)
 
     def gains(self, work: Mapping[str, int]) -> bool:
         """Compiled blocks cannot be changed row by row."""
@@ -53,10 +51,6 @@ class Cpe(OrthogonalisedIteration):
         """From a random start, whatever the settings say."""
         job.settings = job.settings.changed(start="random")
         return super().fit(job)
-
-    def pushed(self, job: Job, V: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
-        """V <- unit of (V - eta sum_j W_ij dcos(v_i, v_j)/dv_i), W = softmax over j != i of cos(v_i, v_j) / tau."""
-        return V if job.settings.orthogonalize == "none" else repelled(V, job.space, eta=ETA)
 
     def update(
         self, job: Job, V: Float[Tensor, "m d"], U: Float[Tensor, "m d_out"] | None

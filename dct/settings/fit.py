@@ -27,7 +27,7 @@ def _methods() -> tuple[str, ...]:
 
 
 def method_options_of(text: str) -> dict[str, bool | int | float | str]:
-    """`method_options` as text has them: name=value, with commas between, such as p=4,q=1."""
+    """`method_options` as text has them: name=value, with commas between, such as eta=0.5 or p=4,q=1."""
     found: dict[str, bool | int | float | str] = {}
     for part in text.split(","):
         name, equals, value = (word.strip() for word in part.partition("="))

@@ -6,9 +6,9 @@ A method says what the update is; here are the start, the loop, damping, stoppin
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dct.errors import UsageError
-from dct.fits.shared.orthogonalisation import orthogonalized
+from dct.fits.shared.orthogonalisation import ETA, orthogonalized
 from dct.fits.shared.responses import measured, random_responses
 from dct.fits.shared.starts import start
 from dct.fits.shared.strengths import importance
@@ -39,6 +39,7 @@ class OrthogonalisedIteration(Method):
 
     step: ClassVar[Literal["iteration"]] = "iteration"
     kernel: ClassVar[str] = "exponential"
+    options: ClassVar[Mapping[str, Any]] = {"eta": ETA}
 
     @abstractmethod
     def update(
@@ -57,7 +58,7 @@ class OrthogonalisedIteration(Method):
 
     def pushed(self, job: Job, V: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
         """V with its rows pushed apart, from which an iteration goes on."""
-        return orthogonalized(V, str(job.settings.orthogonalize))
+        return orthogonalized(V, str(job.settings.orthogonalize), job.space, job.own.get("eta", ETA))
 
     def next(
         self, job: Job, V: Float[Tensor, "m d"], pulled: Float[Tensor, "m d"], beta: float
@@ -70,8 +71,17 @@ class OrthogonalisedIteration(Method):
         return {"value": ends, "value_and_gradient": updates}
 
     def check(self, settings: FitSettings, dim: int) -> None:
-        """No more than d vectors are orthogonal."""
+        """No more than d vectors are orthogonal, and only `soft` has a push of some length."""
         m = sizes(settings)[0]
+        usual = self.options.get("eta")
+        eta = self.own(settings).get("eta")
+        if eta is not None and eta < 0:
+            raise UsageError(f"`eta` is the length of a push, 0 or more: got {eta:g}", argument="eta")
+        if eta != usual and settings.orthogonalize != "soft":
+            raise UsageError(
+                f"`eta` is the length of soft's push, and {settings.orthogonalize} has none: pass `orthogonalize` soft",
+                argument="eta",
+            )
         if m > dim and settings.orthogonalize == "qr":
             raise UsageError(
                 f'qr orthogonalises at most {dim} factors, asked for {m}: pass `orthogonalize="soft"`',
@@ -94,6 +104,7 @@ class OrthogonalisedIteration(Method):
         known = min(job.m, s.d_proj, job.d.dim) if s.start == "projected" else 0
         job.info |= {"iterations": job.iterations, "orthogonalize": s.orthogonalize, "beta": s.beta, "start": s.start}
         job.info |= {"d_proj": s.d_proj, "random_start": job.m - known}
+        job.info |= {"eta": job.own.get("eta", ETA)} if s.orthogonalize == "soft" else {}
         V, objective = self._iterated(job, state)
         job.info["settled"] = not objective or objective[-1][2] <= SETTLED
         return measured(job, self.kernel, lambda V: self.caused(job, V), V, objective)

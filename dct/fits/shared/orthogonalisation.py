@@ -9,13 +9,17 @@ from dct.perturbation import Perturbation
 
 Matrix = Float[Tensor, "m d"]
 
+ETA = 0.25
+"""Length of `soft`'s push, where nothing else is asked."""
 
-def orthogonalized(V: Matrix, how: str = "qr") -> Matrix:
+
+def orthogonalized(V: Matrix, how: str = "qr", space: Perturbation | None = None, eta: float = ETA) -> Matrix:
     """Pushes the rows of V apart.
 
     Args:
         V: unit rows, shape (m, d).
         how: `qr`: `gram_schmidt`, for m <= d; `soft`: `repelled`, for any m; `none`: V itself.
+        space, eta: of `repelled`.
 
     Raises:
         UsageError: another word.
@@ -23,7 +27,7 @@ def orthogonalized(V: Matrix, how: str = "qr") -> Matrix:
     if how == "qr":
         return gram_schmidt(V)
     if how == "soft":
-        return repelled(V)
+        return repelled(V, space, eta=eta)
     if how == "none":
         return V
     raise UsageError(f"unknown `orthogonalize` {how!r}: choose qr, soft, none", argument="orthogonalize")
@@ -43,7 +47,7 @@ def gram_schmidt(V: Matrix) -> Matrix:
 
 
 def repelled(
-    V: Matrix, space: Perturbation | None = None, *, eta: float = 0.25, tau: float = 0.05, times: int = 3
+    V: Matrix, space: Perturbation | None = None, *, eta: float = ETA, tau: float = 0.05, times: int = 3
 ) -> Matrix:
     """Soft orthogonalisation: `times` steps in which every row moves away from those that are nearest to it,
 
