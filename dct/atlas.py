@@ -58,7 +58,7 @@ class Ladder:
         calls = [c for row in whole.rows.rows for c in row.calls if isinstance(c, dict)]
         self._made = any(isinstance(leaf, Made) for call in calls for leaf in leaves(call))
         with torch.no_grad():
-            every = [self._entering(row, {}, self.depth) for row in whole.rows.rows]
+            every = [self._entering(row, {}, range(self.depth)) for row in whole.rows.rows]
         self.norms, self.target_norms, means = [], [], []
         for level in range(self.depth + 1):
             streams = [levels[level][0].to(whole.dtype) for levels in every]
@@ -68,37 +68,51 @@ class Ladder:
             means.append(einsum(whole.weights, read, "targets, targets width -> width"))
         self.unsteered = torch.stack(means)
 
-    def effects(self, thetas: dict[int, Tensor], targets: Sequence[int]) -> Float[Tensor, "batch levels width"]:
-        """Mean change of the stream at each of some targets, with vectors (batch, width) added at sources."""
+    def effects(
+        self, thetas: dict[int, Tensor], targets: Sequence[int], begun: Sequence[Tensor] | None = None
+    ) -> Float[Tensor, "batch levels width"]:
+        """Mean change of the stream at each of some targets, with vectors (batch, width) added at sources.
+
+        Args:
+            begun: what enters the first of the sources in each row, where the blocks below need not run.
+        """
         count = len(next(iter(thetas.values())))
         if self.slice.rows.alone and count > 1:
             singly = [{s: v[k : k + 1] for s, v in thetas.items()} for k in range(count)]
-            return torch.cat([self.effects(one, targets) for one in singly])
+            return torch.cat([self.effects(one, targets, begun) for one in singly])
         parts: list[list[Tensor]] = [[] for _ in targets]
-        for row in self.slice.rows.rows:
-            levels = self._entering(row, thetas, max(targets))
+        first = 0 if begun is None else min(thetas)
+        for k, row in enumerate(self.slice.rows.rows):
+            blocks = range(first, max(targets))
+            levels = self._entering(row, thetas, blocks, None if begun is None else begun[k])
             for part, target in zip(parts, targets, strict=True):
-                part.append(levels[target][:, row.targets].to(self.slice.dtype))
+                part.append(levels[target - first][:, row.targets].to(self.slice.dtype))
         weights = self.slice.weights
         means = [einsum(weights, torch.cat(part, 1), "targets, batch targets width -> batch width") for part in parts]
         return torch.stack(means, dim=1) - self.unsteered[list(targets)]
 
-    def _entering(self, row: Row, thetas: dict[int, Tensor], stop: int) -> list[Tensor]:
-        """The stream that enters each block up to `stop`, with vectors added where they enter."""
+    def _entering(
+        self, row: Row, thetas: dict[int, Tensor], blocks: range, stream: Float[Tensor, "1 tokens width"] | None = None
+    ) -> list[Tensor]:
+        """The stream that enters each of some blocks and leaves the last, with vectors added where they enter; left
+        out, `stream` is what enters the first block of all."""
         levels: list[Tensor] = []
         wide = self.slice.dtype
 
         def run(block: torch.nn.Module, call: Call, stream: Tensor) -> object:
-            if len(levels) in thetas:
-                stream = (stream.to(wide) + thetas[len(levels)][:, None].to(stream.device)).to(stream.dtype)
+            level = blocks.start + len(levels)
+            if level in thetas:
+                stream = (stream.to(wide) + thetas[level][:, None].to(stream.device)).to(stream.dtype)
             levels.append(stream)
             return block(stream, **call)
 
-        stream = row.entering[None].to(self.slice.lm.dtype)
+        if stream is None:
+            stream = row.entering[None].to(self.slice.lm.dtype)
         if self._made and thetas:
             stream = stream.expand(len(next(iter(thetas.values()))), -1, -1)
-        calls: Sequence[Call | ReadCall] = row.calls[:stop]
-        levels.append(replay(self.slice.lm, 0, calls, stream, run))
+        calls: Sequence[Call | ReadCall] = row.calls[blocks.start : blocks.stop]
+        with row.attending():
+            levels.append(replay(self.slice.lm, blocks.start, calls, stream, run))
         return levels
 
     # --- the two maps ---
@@ -114,9 +128,13 @@ class Ladder:
 
     def above(self, source: int) -> "Stage":
         """(batch, width) -> (batch, levels * width): a vector at a source, and what it does at every target above."""
+        begun = None
+        if not self._made:  # else blocks above the source ask for what those below it put out
+            with torch.no_grad():
+                begun = [self._entering(row, {}, range(source))[-1] for row in self.slice.rows.rows]
 
         def f(theta: Tensor) -> Tensor:
-            return self.effects({source: theta}, range(source + 1, self.depth + 1)).flatten(1)
+            return self.effects({source: theta}, range(source + 1, self.depth + 1), begun).flatten(1)
 
         return Stage(f, self.dim, self.slice)
 

@@ -82,7 +82,8 @@ class BandSlice(Slice):
         with changed(self.lm, self.perturbation, theta):
             for row in rows.rows:
                 entering = row.entering[None].expand(len(theta), -1, -1)
-                stream = replay(self.lm, self.source, row.calls, entering, rows.run)
+                with rows.attending(row):
+                    stream = replay(self.lm, self.source, row.calls, entering, rows.run)
                 leaving.append(stream[:, row.targets if row.leaving is None else row.leaving].to(self.dtype))
         return torch.cat(leaving, dim=1)
 

@@ -6,6 +6,7 @@ check.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dct.calls import CONSTANTS, Call, Made, Recording
+from dct.attention import RowAttention
+from dct.calls import CONSTANTS, Call, Made, Recording, leaves
 from dct.narrowing import ReadCall, token_axis
 
 
@@ -26,12 +28,40 @@ class Row:
         calls: the arguments of each block for this row.
         targets: where in the row the target tokens of its prompts stand, prompt after prompt.
         leaving: where they stand in what leaves the last block; left out, in the row itself.
+        prefix: tokens that the prompts of the row share.
+        lengths: tokens of each prompt, those included.
+        attention: how its tokens attend to each other; left out, as the model has it.
     """
 
     entering: Float[Tensor, "tokens width"]
     calls: Sequence[Call | ReadCall]
     targets: Int[Tensor, " targets"]
     leaving: Int[Tensor, " targets"] | None = None
+    prefix: int = 0
+    lengths: Sequence[int] = ()
+    attention: RowAttention | None = None
+
+    @property
+    def pairs(self) -> int:
+        """Products of a query and a key that a head takes."""
+        return len(self.entering) ** 2 if self.attention is None else self.attention.pairs
+
+    def attending(self) -> AbstractContextManager[Any]:
+        """While its blocks run, in the thread that runs them."""
+        return nullcontext() if self.attention is None else self.attention.at_work()
+
+    def grouped(self, inside: torch.dtype, dtype: torch.dtype) -> "Row":
+        """The same row with attention done prompt by prompt, and in this type, where that saves time.
+
+        Args:
+            inside: what the blocks compute in.
+        """
+        count = len(self.entering)
+        calls = [call for call in self.calls if isinstance(call, dict)]
+        every = [leaf for call in calls for leaf in leaves(call) if isinstance(leaf, Tensor)]
+        masks = [leaf for leaf in every if leaf.ndim == 4 and leaf.shape[0] == 1 and leaf.shape[2:] == (count, count)]
+        attention = RowAttention(self.prefix, self.lengths, masks, dtype)
+        return replace(self, attention=attention) if attention.apart or inside != dtype else self
 
     def narrowed(self) -> "Row":
         """The same row with the last block run at its target tokens alone, where that saves half of them or more.
@@ -91,7 +121,7 @@ def groups(ids: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
 def _single(recording: Recording, read: int) -> Row:
     length = len(recording.entering)
     where = torch.arange(length - read, length, device=recording.entering.device)
-    return Row(recording.entering, recording.calls, where)
+    return Row(recording.entering, recording.calls, where, lengths=[length])
 
 
 def _packed(
@@ -111,7 +141,7 @@ def _packed(
         targets.append(place[length - target_counts[k] :])
     merge = _Merger(prefix, lengths, entering.device)
     calls = [merge.calls(per_prompt) for per_prompt in zip(*(recordings[k].calls for k in group), strict=True)]
-    return Row(entering, calls, torch.cat(targets).to(entering.device))
+    return Row(entering, calls, torch.cat(targets).to(entering.device), prefix=prefix, lengths=lengths)
 
 
 class _Merger:

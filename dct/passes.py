@@ -13,6 +13,10 @@ from dct.memory import available
 PASS_TOKENS = {"cpu": 1024, "cuda": 65536, "mps": 16384}
 """Tokens in one pass over the slice to start with; running out of memory halves it."""
 
+PASS_TOKENS_HALF = {**PASS_TOKENS, "cpu": 2048}
+"""The same for blocks in half precision, whose vectors take half of the memory: with AVX-512 BF16 259 useful GFLOP/s
+instead of 235 (docs/performance.md)."""
+
 PASS_TOKENS_AT_ZERO = {**PASS_TOKENS, "cpu": 2048}
 """The same for passes whose rows keep nothing and share the unsteered pass among them."""
 

@@ -5,6 +5,8 @@ Knows nothing of means, of what is read from the streams, nor how many vectors g
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,9 +30,9 @@ class Rows:
     """Prompts as rows of tokens, and the way in which blocks source..target-1 are run on them.
 
     Prompts are never padded: they are packed into one row behind their common prefix, with a mask under which each sees
-    only itself, and the last block is run at the target tokens alone (the others give it only keys and values). Either
-    is done only where it reproduces the activations of the prompts run one by one, without a vector and under one as
-    large as the stream (the probe).
+    only itself, the last block is run at the target tokens alone (the others give it only keys and values), and on a
+    CPU attention is done prompt by prompt. Each is done only where it reproduces the activations of the prompts run one
+    by one, without a vector and under one as large as the stream (the probe).
 
     Args:
         lm: the model.
@@ -45,7 +47,7 @@ class Rows:
         rows: what is run.
         run: how a block is run.
         alone: every vector has a pass of its own: what the model handed to its blocks serves for a batch of one.
-        packed, narrowed: which of the two shortcuts are taken.
+        packed, narrowed, grouped: which of the shortcuts are taken.
         probe: a vector as large as the stream, under which what is wrong shows; shape (width,).
 
     Raises:
@@ -80,6 +82,7 @@ class Rows:
         self.alone = self._must_go_alone(recorded)
         self.packed = pack and len(ids) > 1 and self._try_packing(recordings, target_counts)
         self.narrowed = narrow and self._try_narrowing()
+        self.grouped = lm.device.type == "cpu" and self._try_grouping()
         del self._probed
 
     @property
@@ -104,9 +107,14 @@ class Rows:
         for row in self.rows:
             # h_source(theta) = h_source + theta at every token; h_target = B_{t-1}(... B_s(h_source(theta)))
             stream = self._steered(row, theta)
-            stream = replay(self.lm, self.source, row.calls, stream, self.run)
+            with self.attending(row):
+                stream = replay(self.lm, self.source, row.calls, stream, self.run)
             leaving.append(stream[:, row.targets if row.leaving is None else row.leaving].to(self.dtype))
         return torch.cat(leaving, dim=1)
+
+    def attending(self, row: Row) -> AbstractContextManager[Any]:
+        """While a row's blocks run; compiled ones attend as they were compiled."""
+        return row.attending() if self.run is run_block else nullcontext()
 
     def blame(self, theta: Float[Tensor, "batch width"]) -> str | None:
         """Which block puts out NaN or infinity under these vectors, as a message; None where every stream is finite."""
@@ -189,6 +197,17 @@ class Rows:
         except ValueError:
             return False
         return any(row.leaving is not None for row in rows) and self._adopt(rows)
+
+    def _try_grouping(self) -> bool:
+        """Has attention done prompt by prompt, where that saves time and gives the same activations."""
+        present = self.rows
+        rows = [row.grouped(self.lm.dtype, self.dtype) for row in present]
+        attentions = [row.attention for row in rows if row.attention is not None]
+        adopted = bool(attentions) and self._adopt(rows)
+        if adopted and not any(attention.used for attention in attentions):
+            self.rows = present  # the model attends in a way of its own
+            return False
+        return adopted
 
     def _adopt(self, rows: list[Row]) -> bool:
         """Takes these rows in place of the present ones, if blocks can be run on them and give the same activations,

@@ -19,7 +19,7 @@ from dct.blocks import run_block
 from dct.compilation import Compiled
 from dct.errors import DctError, NonFiniteError, UsageError
 from dct.model import LanguageModel, check_layers
-from dct.passes import PASS_TOKENS, PASS_TOKENS_AT_ZERO, busy_rows, held_rows, kept_bytes, lanes_of
+from dct.passes import PASS_TOKENS, PASS_TOKENS_AT_ZERO, PASS_TOKENS_HALF, busy_rows, held_rows, kept_bytes, lanes_of
 from dct.recording import record
 from dct.rows import Rows, residual_norm
 from dct.verification import verify_gradient
@@ -236,7 +236,8 @@ class Slice:
     @property
     def value_batch(self) -> int:
         """Steering vectors in one pass to start with when no derivative is taken; as many for each of the lanes."""
-        return busy_rows(PASS_TOKENS, self.device, self.dim, self._rows.lengths, self.lanes)
+        tokens = PASS_TOKENS_HALF if self.lm.dtype.itemsize < 4 else PASS_TOKENS
+        return busy_rows(tokens, self.device, self.dim, self._rows.lengths, self.lanes)
 
     @property
     def batch(self) -> int:
@@ -260,7 +261,7 @@ class Slice:
         """Bytes of the attention weights of one steering vector in all blocks: forward mode writes them out, where
         other passes never have them whole."""
         heads = int(getattr(self.lm.model.config.get_text_config(), "num_attention_heads", 1) or 1)
-        pairs = sum(length**2 for length in self._rows.lengths)
+        pairs = sum(row.pairs for row in self.rows.rows)
         return (self.target - self.source) * heads * pairs * self.dtype.itemsize
 
 

@@ -14,8 +14,8 @@ class ScanSettings(Settings):
     title: ClassVar[str] = "Scan"
     own: ClassVar[bool] = True
 
-    probes: int = setting(16, "Random output vectors pulled back from each target.", check=counted(), first=True)
-    directions: int = setting(8, "Random vectors pushed in at each source.", check=counted(), first=True)
+    probes: int = setting(8, "Random output vectors pulled back from each target.", check=counted(), first=True)
+    directions: int = setting(6, "Random vectors pushed in at each source.", check=counted(), first=True)
     share: float = setting(
         0.5, "Their size, as a share of the residual norm at the source.", check=above_zero(), first=True
     )
