@@ -54,7 +54,7 @@ def main(
         return dct.fit(f, f.dim, **options)
 
     table = Table(title=f"beside a float32 fit of {FACTORS} factors, layers {s} to {t}", box=SIMPLE_HEAD)
-    for heading in ("orthogonalize", "fit", f"{STRONGEST} strongest", "all", "cosine", "found"):
+    for heading in ("orthogonalize", "fit", f"{STRONGEST} strongest", "all", "nearest", "found"):
         table.add_column(heading, justify="right")
     for how in ("soft", "qr"):
         wanted = fit(packed, how)
@@ -71,7 +71,7 @@ def main(
                 name,
                 f"{shared(strongest(wanted), strongest(other)):.4f}",
                 f"{shared(wanted.V, other.V):.4f}",
-                f"{float(cosines.diagonal().median()):.4f}",
+                f"{float(cosines.amax(1).median()):.4f}",
                 f"{float((cosines.amax(1) > 0.9).float().mean()):.0%}",
             )
     Console().print(table)

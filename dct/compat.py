@@ -136,6 +136,18 @@ def cache_argument() -> str:
     return next(name for name in CACHES if name in fields.__dataclass_fields__)
 
 
+def kept(out: Any) -> tuple[str, Any]:
+    """What a model's run has kept of its tokens, and what the next run calls it.
+
+    Raises:
+        CompatError: it has kept nothing.
+    """
+    for name in CACHES:
+        if getattr(out, name, None) is not None:
+            return name, getattr(out, name)
+    raise _missing("transformers", "cache in a model's output")
+
+
 def cache_of(out: Any) -> Any:
     """The cache that `generate` gives back."""
     return getattr(out, cache_argument())

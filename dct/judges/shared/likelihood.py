@@ -8,7 +8,7 @@ import torch
 from dct.generation import end_ids
 from dct.judging import Reply
 from dct.model import LanguageModel
-from dct.ownrun import logits_of
+from dct.ownrun import tail_logits
 
 FIRST = 48
 """Tokens of a reply that are read."""
@@ -77,8 +77,9 @@ def mean_log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) ->
         if len(ids) >= LEAST:
             rows[k] = (lm.tokens(prompt), ids)
     places = list(rows)
-    for place, logits in logits_of(lm, [[*before, *ids] for before, ids in rows.values()]):
+    for place, logits in tail_logits(lm, list(rows.values())):
         _, ids = rows[places[place]]
-        logs = torch.log_softmax(logits[-len(ids) - 1 : -1].float(), -1)
-        found[places[place]] = float(logs.gather(1, torch.tensor(ids, device=logs.device)[:, None]).mean())
+        wide = logits.float()
+        said = wide.gather(1, torch.tensor(ids, device=wide.device)[:, None])[:, 0]
+        found[places[place]] = float((said - wide.logsumexp(1)).mean())
     return found
