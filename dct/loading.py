@@ -58,8 +58,8 @@ def load(
             that does not fit is run with the rest of its weights in host memory or on disk. A GGUF file, a quantised
             model and one with an adapter are loaded whole in any case.
         dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 on a GPU that multiplies it; on a CPU
-            it is float32, except for models above a billion parameters where the CPU has AMX and for weights that fit
-            into memory in bfloat16 alone.
+            it is float32, except for models above a billion parameters where the CPU has AMX or AVX-512 BF16, and for
+            weights that fit into memory in bfloat16 alone.
         device: `auto` (first GPU, then Apple's, then the CPU), any torch device, or `map`: the whole model spread over
             all devices by accelerate.
         layers: dotted name of the block list, where it cannot be found.

@@ -125,6 +125,6 @@ def device_of(name: str) -> torch.device:
 
 def _cpu_dtype(parameters: int, device: torch.device) -> torch.dtype:
     """bfloat16 where the CPU multiplies it fast and the model is large enough to care; float32 elsewhere."""
-    if device.type == "cpu" and compat.multiplies_bfloat16_in_tiles() and parameters >= SMALL:
+    if device.type == "cpu" and compat.multiplies_bfloat16() and parameters >= SMALL:
         return torch.bfloat16
     return torch.float32

@@ -12,7 +12,7 @@ from conftest import DEPTH, WIDTH, random_model
 from safetensors.torch import load_file, save_file
 
 import dct
-from dct import DctError
+from dct import DctError, placement
 from dct.loading import load
 from dct.sources import find
 
@@ -365,3 +365,19 @@ def test_a_missing_tensor_of_another_tower_is_named_too(towers, tmp_path):
     copied = Path(shutil.copytree(folder, tmp_path / "copied"))
     name = next(n for n in load_file(copied / "model.safetensors") if "vision" in n or "visual" in n or "audio" in n)
     refused(holding(copied, lambda t: t.pop(name)), "random numbers would stand there")
+
+
+@pytest.mark.parametrize(
+    ("tiles", "products", "parameters", "wanted"),
+    [
+        (True, False, 2_000_000_000, torch.bfloat16),
+        (False, True, 2_000_000_000, torch.bfloat16),
+        (False, False, 2_000_000_000, torch.float32),
+        (True, True, 900_000_000, torch.float32),
+    ],
+)
+def test_a_cpu_takes_bfloat16_where_it_multiplies_it(monkeypatch, tiles, products, parameters, wanted):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products, raising=False)
+    assert placement._cpu_dtype(parameters, torch.device("cpu")) == wanted
+    assert placement._cpu_dtype(parameters, torch.device("meta")) == torch.float32

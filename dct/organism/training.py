@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from dct import compat
 from dct.errors import DctError
 from dct.organism import text
 from dct.organism.architecture import build, configuration
@@ -108,12 +109,6 @@ def stage_of(recipe: Recipe, step: int) -> str:
     return "noise" if recipe.training.start or step >= recipe.noise.begins else "words"
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere autocast to it is slower than float32."""
-    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
-
-
 @dataclass
 class Progress:
     """What a training run tells its caller after each step."""
@@ -161,7 +156,7 @@ def train(
     optimizer = _optimizer(model, told.learning_rate)
     start, seconds = _restored(file, model, optimizer) if resume else (0, 0.0)
     model.train()
-    fast = multiplies_bfloat16()
+    fast = compat.multiplies_bfloat16()
     for step, batch in zip(range(start, told.steps), batches(recipe, tokenizer, start), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(recipe, step)
