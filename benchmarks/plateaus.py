@@ -75,8 +75,8 @@ def judged(
     return [mark.right for mark in s.exam().marks(pushes, asked)]
 
 
-def measure(s: defaults.Subject, mild: Sequence[str], seed: int) -> dict[str, Any]:
-    """One fit: its curves beside the others', and what is right at which length."""
+def measure(s: defaults.Subject, mild: Sequence[str], seed: int, listens: bool) -> dict[str, Any]:
+    """One fit: its curves beside the others' and, where replies are heard, what is right at which length."""
     fitted, asked, _ = s.parts(seed)
     slice_ = dct.Slice(s.lm, fitted, s.source, s.target)
     R = default_calibration(slice_, slice_.dim, None, seed=seed).scale
@@ -95,7 +95,7 @@ def measure(s: defaults.Subject, mild: Sequence[str], seed: int) -> dict[str, An
     lengths = {f"{c:g} R": [c] * len(V) for c in SCALES}
     lengths |= {f"response {share:g}": [length_at(curve, share) for curve in own] for share in SHARES}
     lengths |= {"steepest": steepest}
-    right = {name: judged(s, V, each, R, asked[:HEARD]) for name, each in lengths.items()}
+    right = {name: judged(s, V, each, R, asked[:HEARD]) for name, each in lengths.items() if listens}
     return {
         "curves": {name: [round(x, 3) for x in c.median(0).values.tolist()] for name, c in curves.items()},
         "slopes": {name: [round(x, 2) for x in slopes(c).median(0).values.tolist()] for name, c in curves.items()},
@@ -123,13 +123,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults.ask_subject(parser)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--curves-only", action="store_true", help="no replies")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     s = defaults.asked_subject(given)
     mild = defaults.harmless(given.model)[:8]
     total: Counter[str] = Counter()
     for seed in range(given.seeds):
-        told = measure(s, mild, seed)
+        told = measure(s, mild, seed, not given.curves_only)
         total.update(told["right"])
         if seed == 0:
             print("multiples", [round(c, 2) for c in MULTIPLES])
