@@ -1,6 +1,6 @@
 """Which vectors does another seed find again, what tells them from the rest, and what changes that?
 
-FACTORS vectors are fitted on the same prompts from five random starts. A vector comes again in another fit if one
+FACTORS vectors are fitted on the same prompts from `--seeds` random starts. A vector comes again in another fit if one
 there has a cosine above NEAR. Printed are the share of one-to-one matches beyond that, the distinct vectors of a fit,
 and how well the length of a response tells the vectors that most other fits have (AUC: 0.5 is chance, 1 is perfect).
 

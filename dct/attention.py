@@ -42,9 +42,9 @@ class RowAttention:
     def __init__(self, prefix: int, lengths: Sequence[int], masks: Iterable[Mask], dtype: torch.dtype) -> None:
         self.prefix, self.own, self.dtype = prefix, [n - prefix for n in lengths], dtype
         self.tokens = prefix + sum(self.own)
-        self.pairs, whole = prefix**2 + sum(n * (prefix + n) for n in self.own), self.tokens**2
-        self.apart, self.used = self.pairs < WORTH * whole, False
-        self.pairs = self.pairs if self.apart else whole
+        whole, parts = self.tokens**2, prefix**2 + sum(n * (prefix + n) for n in self.own)
+        self.apart, self.used = parts < WORTH * whole, False
+        self.pairs = parts if self.apart else whole
         self._masks = list(masks) if self.apart else []  # kept, so that no other tensor takes their place in memory
         self._biases = {_place(mask): self._split(mask) for mask in self._masks}
 

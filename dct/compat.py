@@ -56,8 +56,8 @@ def transformed() -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware, as AMX or AVX-512 BF16 do, twice as fast as float32 at least;
-    elsewhere it takes longer. False where torch cannot tell."""
+    """Whether the CPU multiplies bfloat16 in hardware, as AMX or AVX-512 BF16 do; elsewhere it takes longer than
+    float32. False where torch cannot tell."""
     tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
 
