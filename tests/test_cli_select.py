@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_cli import MILD, as_json, fitted, fitted_once, ok, run, strict  # noqa: F401 (fixtures)
 
+from dct.cli.select import passed_over
+from dct.halving import Mark
 from dct.judging import judge, wilson
+from dct.outcome import Selected
 from dct.prompts import fingerprint, read
+from dct.scoring import Effect
 
 SMALL = ["--n", 3, "--test", 4, "--keep", 2, "--scales", "0.5,1", "--max-new-tokens", 4, *MILD]
 JUDGE = ["--judge", "regex", "--judge-option", r"complied=[aeiou]\W*$"]  # a random model meets it now and then
@@ -69,6 +74,24 @@ def test_the_table_has_every_arm_and_a_verdict_in_words(fitted):  # noqa: F811
     assert "of 4 unseen replies complied" in printed
     assert "clearly better than" in printed
     assert "(14 more)" in printed
+
+
+def contested(*vectors: tuple[str, int, int, float]) -> SimpleNamespace:
+    """Only what is read of an experiment: name, right and asked answers, and damage of each vector."""
+    return SimpleNamespace(
+        vectors=[
+            Selected(name, 1.0, 1.0, Effect(0.0, 0.0, kl), Mark(right, asked)) for name, right, asked, kl in vectors
+        ]
+    )
+
+
+def test_it_is_said_when_damage_decided():
+    said = passed_over(contested(("1", 31, 32, 1.5), ("2", 32, 32, 2.8), ("3", 4, 4, 0.1)))
+    assert said == ("before vector 2 (32/32 where it has 31/32), which does more damage: KL 2.800 against 1.500")
+
+
+def test_nothing_is_said_where_most_successes_decided():
+    assert passed_over(contested(("1", 31, 32, 1.5), ("2", 31, 32, 2.8), ("3", 4, 4, 0.1))) is None
 
 
 def test_the_same_command_goes_on_after_a_cut(fitted):  # noqa: F811

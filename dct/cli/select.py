@@ -249,6 +249,21 @@ def verdict(found: "Selection") -> tuple[str, bool]:
     return f"{text}: {'; '.join(told)}", not (sides["worse"] or sides["even"])
 
 
+def passed_over(found: "Selection") -> str | None:
+    """Why the chosen vector stands before one with more successes, in words; None where there is no such vector."""
+    tried = [(one, one.validation) for one in found.vectors if one.validation is not None]
+    if not tried:
+        return None
+    (first, mark), *others = tried
+    best, most = max(others, key=lambda one: one[1].right * (one[1].asked == mark.asked), default=(first, mark))
+    if most.asked != mark.asked or most.right <= mark.right or first.effect.kl is None or best.effect.kl is None:
+        return None
+    return (
+        f"before vector {best.vector} ({_counted(most)} where it has {_counted(mark)}), which does more damage: "
+        f"KL {best.effect.kl:.3f} against {first.effect.kl:.3f}"
+    )
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
 
@@ -266,6 +281,8 @@ def _conclude(terminal: Terminal, run: "Run", found: "Selection") -> None:
         text += " [yellow](try more factors, other --scales, another slice, or more prompts)[/yellow]"
     harm = found.found.damage
     rows = [("best", text)]
+    if (why := passed_over(found)) is not None:
+        rows.append(("chosen", escape(why)))
     if harm is not None:
         rows.append(
             (
