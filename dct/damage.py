@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from dct.halving import Contest, Mark
 from dct.judging import REFUSED, Verdict, standard_error
-from dct.ownrun import next_logs
+from dct.logits import next_logs
 from dct.pool import Jury
 from dct.replies import Push, Replies
 from dct.scoring import divergence

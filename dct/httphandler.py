@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from dct import plainjson
+from dct.answering import Reply
 from dct.errors import DctError
 from dct.protocol import Call, RefusedError, Writer, error_object, model_list, model_object
 from dct.serving import BusyError
-from dct.together import Reply
 
 if TYPE_CHECKING:
     from dct.httpserver import Server

@@ -69,7 +69,7 @@ class LanguageModel:
     drops_rows: bool | None = field(init=False, repr=False, default=None)
     """Whether rows of a batch may be dropped while it goes on with others; known likewise."""
     shares_heads: bool | None = field(init=False, repr=False, default=None)
-    """Whether it can go on from the keys and values of a text's head; known once texts were read so (see `ownrun`)."""
+    """Whether it can go on from the keys and values of a text's head; known once texts were read so (see `logits`)."""
     sites: list[Any] | None = field(init=False, repr=False, default=None)
     """What its blocks add to the stream; known once something was ablated (see `writers`)."""
     projections: dict[int, tuple[str, int] | None] = field(init=False, repr=False, default_factory=dict)

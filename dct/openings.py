@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from dct.errors import DctError
 from dct.generation import complete
 from dct.judging import COMPLIED, REFUSED, Judge, Reply, judge
+from dct.logits import own_difference
 from dct.model import LanguageModel
-from dct.ownrun import own_difference
 from dct.wordpair import Words, words
 
 AUTO = "auto"

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dct.answering import Ask, Reply
 from dct.conversation import Turn, conversation
 from dct.declaration import SEEDS
 from dct.errors import DctError
 from dct.mixture import Mixtures, UnknownModelError
 from dct.model import LanguageModel
-from dct.together import Ask, Reply
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),

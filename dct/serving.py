@@ -8,11 +8,11 @@ import threading
 import time
 from collections import deque
 
+from dct.answering import Ask, Reply, answer
 from dct.batching import release_memory
 from dct.errors import DctError
 from dct.model import LanguageModel
 from dct.perturbation import Site
-from dct.together import Ask, Reply, answer
 
 GATHERED = 0.005
 """Seconds in which requests that come at the same time find into one batch."""

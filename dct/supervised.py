@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dct.calls import split_call
 from dct.candidates import Aim
+from dct.logits import own_difference
 from dct.model import LanguageModel
-from dct.ownrun import own_difference
 from dct.perturbation import layer_of
 from dct.replies import Push
 from dct.scoring import direction_between

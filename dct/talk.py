@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dct.ablation import ablate
+from dct.answering import Ask, Reply, answer
 from dct.batching import in_batches
 from dct.candidates import chosen
 from dct.conversation import Turn, conversation
@@ -25,7 +26,6 @@ from dct.nexttoken import NextTokens
 from dct.perturbation import Site, at, vectors_alone
 from dct.replies import UNSTEERED as UNSTEERED  # where other modules look for it
 from dct.scoring import divergence
-from dct.together import Ask, Reply, answer
 
 STEERED = "steered"
 

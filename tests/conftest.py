@@ -15,12 +15,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 # Shapes in signatures are checked while the tests run. The hook must be in place before the core is imported.
-CORE = """ablation adapters arms atlas attention bandslice batching blocks calibration calls candidates chain checkpoint
-compilation damage derivatives eigenrun estimate exam factors fits fitting generation gguf halving headers
-hosvd hub job loading memory model narrowing opening openings outcome ownrun packing parts passes perturbation
-placement pool projections quantised ranking recording replies resident rows saving scoring selection slice
-soundness sources spectra steering streamwatch supervised talk task_ranking tasks team verification wordpair
-writers"""
+CORE = """ablation adapters answering arms atlas attention bandslice batching blocks calibration calls
+candidates chain checkpoint compilation damage derivatives difference difference_ranking eigenrun estimate
+exam factors fits fitting generation gguf halving headers hosvd hub job loading logits memory model narrowing
+nexttoken opening openings outcome packing parts passes perturbation placement pool projections quantised
+ranking recording remeasuring replies resident rows saving scoring selection slice soundness sources spectra
+steering streamwatch supervised talk task_ranking tasks team verification wordpair writers"""
 jaxtyping.install_import_hook([f"dct.{name}" for name in CORE.split()], "beartype.beartype")
 
 import dct  # noqa: E402

@@ -452,6 +452,20 @@ def test_top_limits_the_rows_not_the_file(fitted):
     assert len(json.loads((fitted / "rank.json").read_text())["vectors"]) == 24
 
 
+def test_a_score_is_told_with_its_damage_and_much_of_it_is_called_so(fitted, monkeypatch):
+    command = ("rank", "--screen-only", "--positive", "a", "--negative", "T", "--n", 3)
+    ranked = as_json(*command)
+    said = " ".join(ok(*command).stdout.split())
+    best, null = ranked["vectors"][0]["effect"], ranked["random_best"]
+    assert best["score"] > null["score"]
+    for effect in (best, null):
+        gain = effect["score"] - ranked["unsteered"]["score"]
+        assert f"by {gain:+.3g} at a damage of {effect['kl']:.3g}" in said
+    assert "--max-damage" not in said
+    monkeypatch.setattr("dct.cli.rank.MUCH", best["kl"] / 2)
+    assert "(much damage: --max-damage" in " ".join(ok(*command).stdout.split())
+
+
 def test_scale_of_the_ranking_multiplies_the_fitted_one(fitted):
     assert as_json("rank", "--screen-only", "--n", 1, "--scale", 2)["scale"] == pytest.approx(1.7)
 

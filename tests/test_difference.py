@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 import dct
 from dct import DctError
-from dct.apart import Pair, apart
 from dct.calibration import default_calibration, nonlinearity
 from dct.candidates import Aim
 from dct.cli.app import app
-from dct.recheck import Again
+from dct.difference_ranking import Pair, apart
+from dct.remeasuring import Again
 from dct.runs import Run
 from dct.settings import SelectSettings
 from dct.siblings import are_siblings

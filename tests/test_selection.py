@@ -23,7 +23,7 @@ from dct.generation import complete
 from dct.halving import Contest, Mark
 from dct.journal import Journal
 from dct.judging import Judge, Reply, Verdict, mcnemar, standard_error, wilson
-from dct.ownrun import next_logs, own_difference
+from dct.logits import next_logs, own_difference
 from dct.pool import divided
 from dct.ranking import Watch
 from dct.replies import Push, Replies
@@ -501,7 +501,7 @@ def test_the_model_s_own_run_says_what_a_scorer_says(lm):
 def test_few_logits_are_in_memory_at_a_time(lm, monkeypatch):
     rows = lm.encode([*ASKED, *MILD])
     whole = next_logs(lm, rows)
-    monkeypatch.setattr("dct.ownrun.NUMBERS", 2 * lm.vocabulary * max(map(len, rows)))
+    monkeypatch.setattr("dct.logits.NUMBERS", 2 * lm.vocabulary * max(map(len, rows)))
     torch.testing.assert_close(next_logs(lm, rows), whole, rtol=1e-4, atol=1e-5)
 
 

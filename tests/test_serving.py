@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 
 import dct
 from dct import DctError, httphandler
+from dct.answering import Ask, settled
 from dct.conversation import conversation
 from dct.generation import complete
 from dct.httpserver import Server
 from dct.mixture import Mixtures, UnknownModelError
 from dct.protocol import Reader
 from dct.serving import BusyError, Desk
-from dct.together import Ask, settled
 
 LAYER, R = 2, 1.0
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
@@ -280,7 +280,7 @@ def test_a_growing_text_shows_only_what_stays(text, stop, kept):
 
 def test_a_batch_that_fails_fails_nobody_else(lm, serve, monkeypatch):
     """Out of memory with more than two rows, and one request that always fails."""
-    desk, go_on, sizes = serve().desk, dct.together.go_on, []
+    desk, go_on, sizes = serve().desk, dct.answering.go_on, []
 
     def small(lm, rows, *rest, **hooks):
         sizes.append(len(rows))
@@ -290,7 +290,7 @@ def test_a_batch_that_fails_fails_nobody_else(lm, serve, monkeypatch):
             raise RuntimeError("no such thing")
         return go_on(lm, rows, *rest, **hooks)
 
-    monkeypatch.setattr("dct.together.go_on", small)
+    monkeypatch.setattr("dct.answering.go_on", small)
     prompts = [*lm.encode(PROMPTS), [1, 99]]
     replies = [desk.put(Ask(ids, most=6)) for ids in prompts]
     for reply in replies:

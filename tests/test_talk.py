@@ -453,7 +453,7 @@ def test_a_pipe_is_answered_line_by_line(run_folder):
 
 SLOW = """
 import sys, time
-from dct.together import Reply
+from dct.answering import Reply
 take = Reply.take
 def slowly(self, *rest):
     time.sleep(0.05)

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dct.cli.apart import check_apart, run_apart
 from dct.cli.asked import HARMLESS, harmless_prompts, prompts_to_gain_on, screening_sets
 from dct.cli.costs import announce, as_estimate
+from dct.cli.difference_ranking import check_apart, run_apart
 from dct.cli.judge import own_options
 from dct.cli.kinds import resembled
 from dct.cli.minus import load_minus
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 CHOSEN_BY, SCORED_ON = 32, 16
 """Prompts that vectors are chosen by in the experiment, and otherwise, unless told."""
+
+MUCH = 1.5
+"""Nats of damage from which on a score alone says little of a vector."""
 
 
 @command
@@ -203,9 +206,14 @@ def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int, 
     best = ranking.vectors[0]
     gain = best.effect.score - ranking.unsteered.score
     null = ranking.random_best.score - ranking.unsteered.score
-    verdict = f"vector {best.vector} moves the score by {gain:+.3g}, the best of as many random vectors by {null:+.3g}"
+    verdict = (
+        f"vector {best.vector} moves the score by {gain:+.3g}{_at(best.effect.kl)}, the best of as many random vectors "
+        f"by {null:+.3g}{_at(ranking.random_best.kl)}"
+    )
     if gain <= null:
         verdict += " [yellow](no better than chance: try more factors, another slice or --scale)[/yellow]"
+    elif best.effect.kl is not None and best.effect.kl > MUCH:
+        verdict += f" [yellow](much damage: --max-damage {MUCH:g} leaves such vectors out)[/yellow]"
     terminal.summary(
         f"{len(ranking.vectors)} vectors ranked on {prompts} prompts",
         [
@@ -218,6 +226,11 @@ def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int, 
             ),
         ],
     )
+
+
+def _at(kl: float | None) -> str:
+    """The damage of a vector, behind its score."""
+    return "" if kl is None else f" at a damage of {kl:.3g}"
 
 
 def _table(ranking: "Ranking", top: int, steady: "Stability | None" = None) -> "Table":

@@ -15,7 +15,7 @@ from dct.settings import RunModelSettings, RunOutputSettings, VerifySettings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dct.recheck import Check
+    from dct.remeasuring import Check
     from dct.runs import Run
 
 
@@ -39,7 +39,7 @@ def verify(
     if model.dtype == "auto" and info.get("dtype"):
         model = model.changed(dtype=str(info["dtype"]))
     opened, factors, lm = open_run(terminal, run, model, force=output.force)
-    from dct.recheck import Again
+    from dct.remeasuring import Again
 
     minus = load_minus(terminal, factors, lm, model, output.force) if factors.info.get("minus") else None
     again = Again(lm, factors, options.sample, options.seed, minus)

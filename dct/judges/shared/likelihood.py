@@ -7,8 +7,8 @@ import torch
 
 from dct.generation import end_ids
 from dct.judging import Reply
+from dct.logits import tail_logits
 from dct.model import LanguageModel
-from dct.ownrun import tail_logits
 
 FIRST = 48
 """Tokens of a reply that are read."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import CONFIGS
 
-from dct import ownrun
-from dct.ownrun import shares_heads, tail_logits
+from dct import logits
+from dct.logits import shares_heads, tail_logits
 
 # longer than the sliding window of 6 that some of the models have
 HEAD, OTHER = [3, 14, 15, 9, 2, 6, 5, 35, 8], [2, 7, 1]
@@ -38,26 +38,26 @@ def test_a_head_is_read_once_and_says_what_it_says_in_every_text(make_lm, archit
 
 def test_a_model_that_cannot_go_on_reads_every_text_whole(make_lm, monkeypatch):
     lm = make_lm()
-    monkeypatch.setattr(ownrun.compat, "kept", lambda out: ("cache", None))
+    monkeypatch.setattr(logits.compat, "kept", lambda out: ("cache", None))
     assert not shares_heads(lm)
     same(lm, dict(tail_logits(lm, TEXTS)))
 
 
 def test_a_model_that_says_something_else_behind_its_keys_is_found_out(make_lm, monkeypatch):
     lm = make_lm()
-    kept = ownrun.compat.kept
+    kept = logits.compat.kept
 
     def shifted(out):
         name, cache = kept(out)
         cache.crop(5)
         return name, cache
 
-    monkeypatch.setattr(ownrun.compat, "kept", shifted)
+    monkeypatch.setattr(logits.compat, "kept", shifted)
     assert not shares_heads(lm)
 
 
 def test_few_texts_at_a_time_where_logits_are_many(make_lm, monkeypatch):
     lm = make_lm()
     assert shares_heads(lm)
-    monkeypatch.setattr(ownrun, "NUMBERS", 1)
+    monkeypatch.setattr(logits, "NUMBERS", 1)
     same(lm, dict(tail_logits(lm, TEXTS)))

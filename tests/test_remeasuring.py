@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import dct
 from dct.cli.app import app
 from dct.method import built_in
-from dct.recheck import Again
+from dct.remeasuring import Again
 from dct.replies import UNSTEERED
 from dct.runs import Run
 

@@ -16,7 +16,7 @@ from dct.settings import JudgeSettings, RankSettings, SelectSettings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dct.apart import Apart, Parted
+    from dct.difference_ranking import Apart, Parted
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
@@ -58,7 +58,7 @@ def run_apart(
         models: the run's, and the one whose response was subtracted.
         prompts: to reply to, and harmless ones.
     """
-    from dct.apart import apart
+    from dct.difference_ranking import apart
     from dct.journal import Journal
     from dct.ranking import Watch
 

@@ -22,10 +22,10 @@ from dct.estimate import cost
 from dct.factors import Factors
 from dct.journal import Journal
 from dct.judging import Reply, judge
+from dct.logits import logits_of
 from dct.model import LanguageModel
 from dct.naming import telling_words
 from dct.nexttoken import NextTokens
-from dct.ownrun import logits_of
 from dct.perturbation import Site
 from dct.ranking import UNWATCHED, Watch, multiples
 from dct.replies import UNSTEERED, Push, Replies
