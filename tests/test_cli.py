@@ -460,7 +460,7 @@ def test_a_score_is_told_with_its_damage_and_much_of_it_is_called_so(fitted, mon
     assert best["score"] > null["score"]
     for effect in (best, null):
         gain = effect["score"] - ranked["unsteered"]["score"]
-        assert f"by {gain:+.3g} at a damage of {effect['kl']:.3g}" in said
+        assert f"by {gain:+.3g} at a damage of {effect['kl']:.3f}" in said
     assert "--max-damage" not in said
     monkeypatch.setattr("dct.cli.rank.MUCH", best["kl"] / 2)
     assert "(much damage: --max-damage" in " ".join(ok(*command).stdout.split())

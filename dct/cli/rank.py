@@ -230,7 +230,7 @@ def _conclude(terminal: Terminal, run: "Run", ranking: "Ranking", prompts: int, 
 
 def _at(kl: float | None) -> str:
     """The damage of a vector, behind its score."""
-    return "" if kl is None else f" at a damage of {kl:.3g}"
+    return "" if kl is None else f" at a damage of {kl:.3f}"
 
 
 def _table(ranking: "Ranking", top: int, steady: "Stability | None" = None) -> "Table":
