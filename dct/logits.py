@@ -113,14 +113,20 @@ def own_difference(
     lm: LanguageModel, words: Words, rows: Sequence[Sequence[int]], added: Tensor | None = None, layer: Site = 0
 ) -> list[float]:
     """log p(positive) - log p(negative) behind each row (see `scoring.Contrast`), in the same way."""
+    acting = nullcontext() if added is None else steer(lm, added, layer)
+    if words.single:  # of one pass, since what all tokens have in common falls out
+        asked = [[*row, *words.after] for row in rows]
+        with acting:
+            last = {k: logits[-1, [*words.positive, *words.negative]].float() for k, logits in logits_of(lm, asked)}
+        return [float(last[k][0] - last[k][1]) for k in range(len(rows))]
     both = []
-    for ids in (words.positive, words.negative):
-        texts = [[*row, *words.after, *ids[:-1]] for row in rows]
-        token = torch.tensor(ids, device=lm.device)[:, None]
-        with nullcontext() if added is None else steer(lm, added, layer):
+    with acting:
+        for ids in (words.positive, words.negative):
+            texts = [[*row, *words.after, *ids[:-1]] for row in rows]
+            token = torch.tensor(ids, device=lm.device)[:, None]
             found = {
                 k: float(torch.log_softmax(logits[-len(ids) :].float(), -1).gather(1, token.to(logits.device)).sum())
                 for k, logits in logits_of(lm, texts)
             }
-        both.append([found[k] for k in range(len(rows))])
+            both.append([found[k] for k in range(len(rows))])
     return [a - b for a, b in zip(*both, strict=True)]

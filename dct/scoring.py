@@ -15,8 +15,9 @@ from torch.nn.functional import normalize
 
 from dct.bandslice import sliced
 from dct.batching import in_batches
-from dct.errors import DctError
+from dct.errors import DctError, NonFiniteError
 from dct.estimate import Cost, cost, rows_seconds
+from dct.logits import next_logs, own_difference
 from dct.model import LanguageModel
 from dct.nexttoken import NextTokens, logits_of
 from dct.perturbation import RankOne, Site, at, layer_of
@@ -194,14 +195,6 @@ class Scorer:
         """The same for what acts elsewhere."""
         return Scorer(self.lm, self.words, source, *self._told)
 
-    def against(self, before: "Scorer") -> Effect:
-        """What the model as this scorer found it does differently from the model as `before` found it."""
-        kl = None
-        if self.harmless is not None and before.harmless is not None:
-            kl = float(divergence(before.harmless.base, self.harmless.base))
-        flipped = (self.base.sign() != before.base.sign()).float().mean()
-        return Effect(float(self.base.mean()), float(flipped), kl)
-
     @property
     def batch(self) -> int:
         """Vectors in one pass to start with."""
@@ -248,3 +241,52 @@ class Scorer:
         if self.harmless is not None:
             damage = divergence(self.harmless.base, self.harmless.logs(theta)).tolist()
         return [Effect(s, f, k) for s, f, k in zip(moved.mean(1).tolist(), flipped.tolist(), damage, strict=True)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model says as it stands, nothing steered: to be held against the same model before an edit.
+
+    Attributes:
+        differences: log p(positive) - log p(negative) behind each scored prompt.
+        following: log p of the next token behind each harmless prompt; None where there are none.
+    """
+
+    differences: Float[Tensor, " prompts"]
+    following: Float[Tensor, "harmless vocabulary"] | None
+
+    @classmethod
+    def of(
+        cls,
+        lm: LanguageModel,
+        words: Words,
+        prompts: Sequence[str],
+        harmless: Sequence[str] = (),
+        system: str | None = None,
+    ) -> "Reading":
+        """By the model's own run: of one reading a slice would cost more to make than it saves.
+
+        Raises:
+            DctError: a prompt and its text do not fit into the model's context.
+            NonFiniteError: a difference is NaN or infinite.
+        """
+        rows = lm.encode(prompts, system)
+        longest = max(words.positive, words.negative, key=len)
+        _check_lengths(lm, [[*row, *words.after, *longest[:-1]] for row in rows])
+        differences = torch.tensor(own_difference(lm, words, rows))
+        if not bool(torch.isfinite(differences).all()):
+            raise NonFiniteError(f'{lm.name} puts out NaN or infinity: try `dtype="float32"`')
+        return cls(differences, next_logs(lm, lm.encode(harmless, system)) if harmless else None)
+
+    @property
+    def effect(self) -> Effect:
+        """The model beside itself: it moves nothing."""
+        return Effect(float(self.differences.mean()), 0.0, 0.0 if self.following is not None else None)
+
+    def against(self, before: "Reading") -> Effect:
+        """What the model does differently from the model as `before` read it."""
+        kl = None
+        if self.following is not None and before.following is not None:
+            kl = float(divergence(before.following, self.following))
+        flipped = (self.differences.sign() != before.differences.sign()).float().mean()
+        return Effect(float(self.differences.mean()), float(flipped), kl)

@@ -17,7 +17,7 @@ from dct.candidates import aggregate, candidates, chosen
 from dct.factors import Factors
 from dct.plainjson import dumps
 from dct.ranking import Watch, rank
-from dct.scoring import Effect, Scorer, difference_of_means, divergence
+from dct.scoring import Effect, Reading, Scorer, difference_of_means, divergence
 from dct.slice import Slice
 from dct.wordpair import words
 
@@ -257,7 +257,7 @@ def test_against_compares_with_the_model_as_it_was(make_lm, plain, prompts):
     with torch.no_grad():
         edited.layers[3].mlp.down_proj.weight.mul_(-1)
     pair, (sure, sorry) = words(plain, "Sure", "Sorry"), vocabulary(plain, "ĠSure", "ĠSorry")
-    before, after = (Scorer(m, pair, SOURCE, prompts, HARMLESS) for m in (plain, edited))
+    before, after = (Reading.of(m, pair, prompts, HARMLESS) for m in (plain, edited))
     p, q = (torch.softmax(last_logits(m, tokens(m, HARMLESS)), dim=-1) for m in (plain, edited))
     a, b = (last_logits(m, tokens(m, prompts)) for m in (plain, edited))
     a, b = (x[:, sure] - x[:, sorry] for x in (a, b))
@@ -265,6 +265,26 @@ def test_against_compares_with_the_model_as_it_was(make_lm, plain, prompts):
     assert effect.kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
     assert effect.score == pytest.approx(float(b.mean()), abs=1e-4)
     assert effect.flipped == pytest.approx(float((a.sign() != b.sign()).double().mean()))
+    assert before.effect == before.against(before)
+
+
+@pytest.mark.parametrize("texts", [("Sure", "Sorry"), ("Tell me", "Sure"), ("Sure", "Tell me")])
+def test_a_reading_is_the_scorer_left_alone(plain, prompts, texts):
+    pair = words(plain, *texts)
+    read, scorer = Reading.of(plain, pair, prompts, HARMLESS), Scorer(plain, pair, SOURCE, prompts, HARMLESS)
+    torch.testing.assert_close(read.differences, scorer.base, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(read.following, scorer.harmless.base, atol=1e-4, rtol=1e-5)
+
+
+def test_a_reading_refuses_what_is_no_number_and_what_is_too_long(make_lm, prompts):
+    lm = make_lm("llama")
+    pair = words(lm, "Sure", "Sorry")
+    with torch.no_grad():
+        lm.layers[3].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="NaN or infinity"):
+        Reading.of(lm, pair, prompts)
+    with pytest.raises(DctError, match="shorten either"):
+        Reading.of(lm, words(lm, "Sure", "Sorry, " * 6), ["so long " * (lm.context // 8 - 1)])
 
 
 def test_single_token_words(plain):

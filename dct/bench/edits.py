@@ -33,7 +33,7 @@ def plan(w: Workshop) -> list[Cell]:
     """A cell for each operation, side and way to make one direction of many; the first bears the cost of the fit."""
     singles = min(SINGLES, max(w.sizes.top), w.sizes.factors)
     tops = sorted({min(top, w.sizes.factors) for top in w.sizes.top})
-    once = w.score_cost(1, 2 * (w.sizes.test + w.sizes.damage)) + w.said_cost(w.sizes.test)
+    read, said = w.read_cost(w.sizes.test + w.sizes.damage), w.said_cost(w.sizes.test)
     cells = []
     for operation in ("add", "ablate"):
         for side in ("source", "target"):
@@ -43,7 +43,7 @@ def plan(w: Workshop) -> list[Cell]:
             kinds += [("supervised", 1)] if side == "source" else []
             for how, top in kinds:
                 settings = {"operation": operation, "side": side, "how": how, "top": top}
-                cells.append(Cell("ii", settings, once * (top if how == "single" else 1)))
+                cells.append(Cell("ii", settings, read * top if how == "single" else read + said))
     m = w.sizes.factors
     first = w.fit_cost("exponential", w.sizes.fitted, m) + w.choice_cost(m)
     return [Cell("ii", cells[0].settings, cells[0].cost + first), *cells[1:]]
@@ -101,13 +101,13 @@ def _addition(w: Workshop, layer: int, length: float) -> Trial:
 
 def _ablation(w: Workshop) -> Trial:
     parts, lm = w.split(), w.subject.lm
-    before = w.scorer(parts.test, parts.mild, layer=0)
+    before = w.reading(parts.test, parts.mild)
     refused = w.refused(parts.test) if w.subject.judge is not None else []
 
     def trial(direction: Tensor, judged: bool) -> dict[str, Any]:
         """What the model without the direction does otherwise than the model with it."""
         with ablate(lm, direction):
-            found = _found(w.fresh_scorer(parts.test, parts.mild, layer=0).against(before), before.unsteered)
+            found = _found(w.reading(parts.test, parts.mild).against(before), before.effect)
             if judged and w.subject.judge is not None:
                 classes = w.classes(refused, torch.zeros(1, w.d))[0] if refused else []
                 found |= {"refusals": len(refused), "turned": classes.count(w.subject.judge.compliance)}

@@ -17,7 +17,7 @@ from dct.factors import Factors
 from dct.fitting import fit, work
 from dct.generation import complete
 from dct.method import method as registered
-from dct.scoring import Effect, Scorer
+from dct.scoring import Effect, Reading, Scorer
 from dct.settings import FitSettings
 from dct.slice import Slice
 from dct.wordpair import Words, words
@@ -181,8 +181,12 @@ class Workshop:
             self.kept.pop(next(iter(self.kept)))
         return found
 
+    def reading(self, prompts: Sequence[str], harmless: Sequence[str]) -> Reading:
+        """What the model says as it is now, edited perhaps."""
+        return Reading.of(self.subject.lm, self.words, prompts, harmless, self.subject.system)
+
     def fresh_scorer(self, prompts: Sequence[str], harmless: Sequence[str] = (), layer: int | None = None) -> Scorer:
-        """Scores of the model as it is now, edited perhaps."""
+        """A scorer of its own."""
         s = self.subject
         return Scorer(s.lm, self.words, s.source if layer is None else layer, list(prompts), list(harmless), s.system)
 
@@ -280,6 +284,10 @@ class Workshop:
     def score_cost(self, vectors: int, prompts: int) -> float:
         """Of scores: vectors * prompts * tokens, through the blocks above the source layer."""
         return vectors * prompts * self.tokens * (self.subject.lm.depth - self.subject.source)
+
+    def read_cost(self, prompts: int) -> float:
+        """Of reading so many prompts once: prompts * tokens, through all blocks."""
+        return prompts * self.tokens * self.subject.lm.depth
 
     def choice_cost(self, vectors: int) -> float:
         """Of ranking so many vectors on the validation prompts."""

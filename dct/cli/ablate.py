@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dct.cli.asked import HARMLESS, harmless_prompts, literal_or_unseen, unseen_prompts
-from dct.cli.comparison import Comparison, State
+from dct.cli.comparison import Comparison
 from dct.cli.completions import completions_table, effect_table
 from dct.cli.costs import announce, as_estimate
 from dct.cli.saving import check_saving, saved_rows
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.saving import Saved
-    from dct.scoring import Effect
 
 
 @command
@@ -89,6 +88,8 @@ def run_ablate(
     Args:
         prompts: those that are completed, those that are scored, and harmless ones for the damage.
     """
+    from dct.ablation import orthonormal
+
     directions = _directions(factors, lm, names, options.site, aggregate)
     label = f"{aggregate} of {len(names)}" if aggregate else ", ".join(names[:4]) + ("…" if len(names) > 4 else "")
     label = f"without {'vector' if options.site == 'source' else 'output'} {label}"
@@ -103,10 +104,14 @@ def run_ablate(
     with terminal.busy("before"):
         before.texts = bench.complete()
     after, null, done, saved = bench.edited(directions, saving, about)
-    effect, random = after.scorer.against(before.scorer), null.against(before.scorer)
+    effect, random = after.reading.against(before.reading), null.against(before.reading)
     for text, old, new in zip(bench.completed.texts, before.texts, after.texts, strict=True):
         terminal.show(completions_table(text, ["unedited", label], [old, new]))
-    rank = _conclude(terminal, lm, directions, label, (before, after), (effect, random), done, saved)
+    rank = len(orthonormal(directions))
+    null_label = "without a random direction" if rank == 1 else f"without {rank} random directions"
+    shown = [("unedited", before.reading.effect), (label, effect), (null_label, random)]
+    terminal.show(effect_table(bench.words, shown))
+    _conclude(terminal, lm, label, rank, (before.leak, after.leak), done, saved)
     return {
         "estimate": as_estimate(expected),
         "seconds": round(time.monotonic() - began, 2),
@@ -120,7 +125,7 @@ def run_ablate(
         "leak": {"before": before.leak, "after": after.leak},
         "effects": [
             {"model": name, "score": e.score, "flipped": e.flipped, "kl": e.kl}
-            for name, e in (("unedited", before.scorer.unsteered), (label, effect), ("random", random))
+            for name, e in (("unedited", before.reading.effect), (label, effect), ("random", random))
         ],
         "completions": [
             {"prompt": p, "before": old, "after": new}
@@ -149,21 +154,13 @@ def _directions(
 def _conclude(
     terminal: Terminal,
     lm: "LanguageModel",
-    directions: "Tensor",
     label: str,
-    states: tuple[State, State],
-    effects: tuple["Effect", "Effect"],
+    rank: int,
+    leaks: tuple[float, float],
     done: "Ablation",
     saved: "Saved | None",
-) -> int:
-    """Shows effect, damage and leak, how the edit was made, and where it was saved; returns the edit's rank."""
-    from dct.ablation import orthonormal
-
-    before, after = states
-    effect, null = effects
-    rank = len(orthonormal(directions))
-    random = "a random direction" if rank == 1 else f"{rank} random directions"
-    terminal.show(effect_table(before.scorer, [(label, effect), (f"without {random}", null)]))
+) -> None:
+    """How the edit was made, what it still writes, before and after, and where it was saved."""
     how = f"{len(done.edited)} matrices edited" if done.edited else ""
     if done.projected:
         how += f"{', ' if how else ''}{len(done.projected)} sites projected while the model runs"
@@ -178,11 +175,10 @@ def _conclude(
         )
     rows = [
         ("edit", f"{how}; rank {rank}"),
-        ("leak", f"largest component written along the directions {before.leak:.3g} → {after.leak:.3g}"),
+        ("leak", f"largest component written along the directions {leaks[0]:.3g} → {leaks[1]:.3g}"),
     ]
     if saved is not None:
         rows += saved_rows(saved)
     else:
         rows.append(("next", "[bold cyan]--save DIR[/bold cyan]  writes the edited model"))
     terminal.summary(label, rows)
-    return rank

@@ -8,20 +8,23 @@ from dct.prompts import PromptSet
 from dct.settings import AblateSettings, SaveSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from dct.ablation import Ablation
     from dct.estimate import Cost
     from dct.model import LanguageModel
     from dct.saving import Saved
-    from dct.scoring import Scorer
+    from dct.scoring import Reading
+    from dct.wordpair import Words
 
 
 @dataclass
 class State:
     """A model before or after an edit: how it scores, what it says, what it writes along the directions."""
 
-    scorer: "Scorer"
+    reading: "Reading"
     leak: float
     texts: list[str]
 
@@ -33,8 +36,9 @@ class Comparison:
     terminal: Terminal
     lm: "LanguageModel"
     completed: PromptSet
-    scorer: Any
-    """Makes a `Scorer` of the model as it is."""
+    read: "Callable[[], Reading]"
+    """How the model scores as it is."""
+    words: "Words"
     probes: list[list[int]]
     options: AblateSettings
     system: str | None
@@ -49,7 +53,7 @@ class Comparison:
         system: str | None,
     ) -> "Comparison":
         """The comparison on some prompts."""
-        from dct.scoring import Scorer
+        from dct.scoring import Reading
         from dct.wordpair import words as compare
 
         completed, scored, harmless = prompts
@@ -57,18 +61,17 @@ class Comparison:
         for text in compared.notes:
             terminal.note(text)
 
-        def scorer() -> "Scorer":
-            # Nothing is steered here: the slice from layer 0 is simply the whole model.
-            return Scorer(lm, compared, 0, scored.texts, harmless.texts, system)
+        def read() -> "Reading":
+            return Reading.of(lm, compared, scored.texts, harmless.texts, system)
 
         probes = [row for one in prompts for row in lm.encode(one.texts, system)]
-        return cls(terminal, lm, completed, scorer, probes, options, system)
+        return cls(terminal, lm, completed, read, compared, probes, options, system)
 
     def look(self, directions: "Tensor") -> State:
         """The model as it is, but for what it says."""
         from dct.ablation import leak
 
-        return State(self.scorer(), leak(self.lm, directions, self.probes), [])
+        return State(self.read(), leak(self.lm, directions, self.probes), [])
 
     def complete(self) -> list[str]:
         """What the model says as it is."""
@@ -79,7 +82,7 @@ class Comparison:
 
     def edited(
         self, directions: "Tensor", saving: SaveSettings, about: dict[str, Any]
-    ) -> tuple[State, "Scorer", "Ablation", "Saved | None"]:
+    ) -> tuple[State, "Reading", "Ablation", "Saved | None"]:
         """The model without the directions, its scores without as many random ones, and the folder it was saved to."""
         from dct.ablation import ablate as ablated
         from dct.ablation import leak
@@ -88,13 +91,13 @@ class Comparison:
 
         lm, saved = self.lm, None
         with self.terminal.busy("ablating"), ablated(lm, directions, fold_norms=saving.save is not None) as done:
-            scorer, texts = self.scorer(), self.complete()
-            after = State(scorer, leak(lm, directions, self.probes), texts)
+            reading, texts = self.read(), self.complete()
+            after = State(reading, leak(lm, directions, self.probes), texts)
             if saving.save is not None:
                 saved = save(lm, saving.save, done, dtype=saving.save_dtype, form=saving.save_as, about=about)
         random = random_directions(len(directions), lm.width, self.options.seed + 2)
         with self.terminal.busy("random directions"), ablated(lm, random):
-            return after, self.scorer(), done, saved
+            return after, self.read(), done, saved
 
     def expected(self, scored: float) -> "Cost":
         """What is left to do: completions before and after, and twice what scoring the unedited model took."""

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dct.generation import OnToken
-    from dct.scoring import Effect, Scorer
+    from dct.scoring import Effect
+    from dct.wordpair import Words
 
 
 @contextmanager
@@ -31,16 +32,15 @@ def growing(terminal: Terminal, prompt: str, names: list[str]) -> Iterator["OnTo
         yield grow
 
 
-def effect_table(scorer: "Scorer", effects: list[tuple[str, "Effect"]]) -> "Table":
-    """Effect and damage of each, the unsteered model first."""
+def effect_table(words: "Words", effects: list[tuple[str, "Effect"]]) -> "Table":
+    """Effect and damage of each, the model left alone first."""
     from rich.table import Table
 
-    w = scorer.words
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    for heading in (f"{escape(w.shown_positive)} − {escape(w.shown_negative)}", "flipped", "damage (KL)"):
+    for heading in (f"{escape(words.shown_positive)} − {escape(words.shown_negative)}", "flipped", "damage (KL)"):
         table.add_column(heading, justify="right")
-    for name, effect in [("unsteered", scorer.unsteered), *effects]:
+    for name, effect in effects:
         kl = "–" if effect.kl is None else f"{effect.kl:.3f}"
         table.add_row(name, f"{effect.score:+.2f}", f"{effect.flipped:.0%}", kl)
     return table

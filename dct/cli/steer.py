@@ -113,8 +113,8 @@ def run_steer(
     effects = scorer.effects(steered)
     null = scorer.effects(R * at(layer, lm.width).random(1, options.seed + 2))[0]
     completions = _completed(terminal, lm, prompts, labels, steered, layer, options, system)
-    terminal.show(effect_table(scorer, [*zip(labels, effects, strict=True), ("a random vector", null)]))
     shown = [("unsteered", scorer.unsteered), *zip(labels, effects, strict=True), ("random", null)]
+    terminal.show(effect_table(compared, [*shown[:-1], ("a random vector", null)]))
     return {
         "layer": layer_of(layer),
         "scale": R,
