@@ -245,7 +245,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model says as it stands, nothing steered: to be held against the same model before an edit.
+    """What a model says at once: of few vectors, or before and after an edit, where a slice costs more than it saves.
 
     Attributes:
         differences: log p(positive) - log p(negative) behind each scored prompt.
@@ -263,8 +263,13 @@ class Reading:
         prompts: Sequence[str],
         harmless: Sequence[str] = (),
         system: str | None = None,
+        added: Float[Tensor, " width"] | None = None,
+        layer: Site = 0,
     ) -> "Reading":
-        """By the model's own run: of one reading a slice would cost more to make than it saves.
+        """By the model's own run.
+
+        Args:
+            added, layer: the steering vector, R v, and where it acts; None leaves the model alone.
 
         Raises:
             DctError: a prompt and its text do not fit into the model's context.
@@ -273,18 +278,15 @@ class Reading:
         rows = lm.encode(prompts, system)
         longest = max(words.positive, words.negative, key=len)
         _check_lengths(lm, [[*row, *words.after, *longest[:-1]] for row in rows])
-        differences = torch.tensor(own_difference(lm, words, rows))
+        differences = torch.tensor(own_difference(lm, words, rows, added, layer))
         if not bool(torch.isfinite(differences).all()):
-            raise NonFiniteError(f'{lm.name} puts out NaN or infinity: try `dtype="float32"`')
-        return cls(differences, next_logs(lm, lm.encode(harmless, system)) if harmless else None)
-
-    @property
-    def effect(self) -> Effect:
-        """The model beside itself: it moves nothing."""
-        return Effect(float(self.differences.mean()), 0.0, 0.0 if self.following is not None else None)
+            cure = "" if added is None else " or a lower `scale`"
+            raise NonFiniteError(f'{lm.name} puts out NaN or infinity: try `dtype="float32"`{cure}')
+        following = next_logs(lm, lm.encode(harmless, system), added, layer) if harmless else None
+        return cls(differences, following)
 
     def against(self, before: "Reading") -> Effect:
-        """What the model does differently from the model as `before` read it."""
+        """What is otherwise than it was before."""
         kl = None
         if self.following is not None and before.following is not None:
             kl = float(divergence(before.following, self.following))

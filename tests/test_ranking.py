@@ -265,15 +265,22 @@ def test_against_compares_with_the_model_as_it_was(make_lm, plain, prompts):
     assert effect.kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
     assert effect.score == pytest.approx(float(b.mean()), abs=1e-4)
     assert effect.flipped == pytest.approx(float((a.sign() != b.sign()).double().mean()))
-    assert before.effect == before.against(before)
+    alone = before.against(before)
+    assert (alone.score, alone.flipped, alone.kl) == (pytest.approx(float(a.mean()), abs=1e-4), 0.0, 0.0)
 
 
 @pytest.mark.parametrize("texts", [("Sure", "Sorry"), ("Tell me", "Sure"), ("Sure", "Tell me")])
-def test_a_reading_is_the_scorer_left_alone(plain, prompts, texts):
+def test_readings_are_what_the_scorer_finds(plain, prompts, texts):
     pair = words(plain, *texts)
-    read, scorer = Reading.of(plain, pair, prompts, HARMLESS), Scorer(plain, pair, SOURCE, prompts, HARMLESS)
-    torch.testing.assert_close(read.differences, scorer.base, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(read.following, scorer.harmless.base, atol=1e-4, rtol=1e-5)
+    alone, scorer = Reading.of(plain, pair, prompts, HARMLESS), Scorer(plain, pair, SOURCE, prompts, HARMLESS)
+    torch.testing.assert_close(alone.differences, scorer.base, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(alone.following, scorer.harmless.base, atol=1e-4, rtol=1e-5)
+    v = 3 * directions(1)
+    read = Reading.of(plain, pair, prompts, HARMLESS, added=v[0], layer=SOURCE).against(alone)
+    [found] = scorer.effects(v)
+    assert (read.score, read.kl) == (pytest.approx(found.score, abs=1e-4), pytest.approx(found.kl, rel=1e-3))
+    assert read.kl > 0
+    assert read.flipped == found.flipped
 
 
 def test_a_reading_refuses_what_is_no_number_and_what_is_too_long(make_lm, prompts):

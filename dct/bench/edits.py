@@ -107,7 +107,7 @@ def _ablation(w: Workshop) -> Trial:
     def trial(direction: Tensor, judged: bool) -> dict[str, Any]:
         """What the model without the direction does otherwise than the model with it."""
         with ablate(lm, direction):
-            found = _found(w.reading(parts.test, parts.mild).against(before), before.effect)
+            found = _found(w.reading(parts.test, parts.mild).against(before), before.against(before))
             if judged and w.subject.judge is not None:
                 classes = w.classes(refused, torch.zeros(1, w.d))[0] if refused else []
                 found |= {"refusals": len(refused), "turned": classes.count(w.subject.judge.compliance)}

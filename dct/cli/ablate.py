@@ -104,12 +104,12 @@ def run_ablate(
     with terminal.busy("before"):
         before.texts = bench.complete()
     after, null, done, saved = bench.edited(directions, saving, about)
-    effect, random = after.reading.against(before.reading), null.against(before.reading)
+    alone, effect, random = (one.against(before.reading) for one in (before.reading, after.reading, null))
     for text, old, new in zip(bench.completed.texts, before.texts, after.texts, strict=True):
         terminal.show(completions_table(text, ["unedited", label], [old, new]))
     rank = len(orthonormal(directions))
     null_label = "without a random direction" if rank == 1 else f"without {rank} random directions"
-    shown = [("unedited", before.reading.effect), (label, effect), (null_label, random)]
+    shown = [("unedited", alone), (label, effect), (null_label, random)]
     terminal.show(effect_table(bench.words, shown))
     _conclude(terminal, lm, label, rank, (before.leak, after.leak), done, saved)
     return {
@@ -125,7 +125,7 @@ def run_ablate(
         "leak": {"before": before.leak, "after": after.leak},
         "effects": [
             {"model": name, "score": e.score, "flipped": e.flipped, "kl": e.kl}
-            for name, e in (("unedited", before.reading.effect), (label, effect), ("random", random))
+            for name, e in (("unedited", alone), (label, effect), ("random", random))
         ],
         "completions": [
             {"prompt": p, "before": old, "after": new}

@@ -17,13 +17,15 @@ from dct.prompts import PromptSet
 from dct.settings import ReplyPromptSettings, RunModelSettings, SteerOutputSettings, SteerSettings, VectorSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from dct.estimate import Cost
     from dct.factors import Factors
     from dct.model import LanguageModel
     from dct.perturbation import Site
-    from dct.scoring import Effect, Scorer
+    from dct.scoring import Effect, Reading
 
 
 @command
@@ -89,7 +91,7 @@ def run_steer(
 
     from dct.candidates import Aim, chosen
     from dct.perturbation import at, layer_of
-    from dct.scoring import Scorer
+    from dct.scoring import Reading
     from dct.wordpair import words as compare
 
     if factors.info.get("source") is None:
@@ -99,21 +101,29 @@ def run_steer(
     R = float(each.mean())
     directions = torch.stack([chosen(factors, name) for name in names])
     compared = compare(lm, options.positive, options.negative, system)
-    scorer = Scorer(lm, compared, layer, prompts.texts, harmless.texts, system)
-    for said in scorer.words.notes:
+    for said in compared.notes:
         terminal.note(said)
-    expected = _expected(lm, scorer, prompts, system, 1 + len(names), options.max_new_tokens, layer)
+
+    def read(added: "Tensor | None" = None) -> Reading:
+        """What the model says with a vector, and without."""
+        return Reading.of(lm, compared, prompts.texts, harmless.texts, system, added, layer)
+
+    began = time.monotonic()
+    unsteered = read()
+    scored = (2 + len(names)) * (time.monotonic() - began)
+    expected = _expected(lm, scored, prompts, system, 1 + len(names), options.max_new_tokens, layer)
     announce(terminal, expected, f"{len(prompts)} prompts, each completed {_times(1 + len(names))}")
     began = time.monotonic()
     labels = [f"vector {name}" for name in names]
     if aggregate is not None:
-        labels, directions = _aggregated(scorer, directions, aggregate, R, names)
+        labels, directions = _aggregated(read, directions, aggregate, R, names)
         each = each.mean()[None]
     steered = at(layer, lm.width).scaled(directions, each)
-    effects = scorer.effects(steered)
-    null = scorer.effects(R * at(layer, lm.width).random(1, options.seed + 2))[0]
+    random = R * at(layer, lm.width).random(1, options.seed + 2)[0]
+    alone, *effects = (one.against(unsteered) for one in (unsteered, *map(read, steered)))
+    null = read(random).against(unsteered)
     completions = _completed(terminal, lm, prompts, labels, steered, layer, options, system)
-    shown = [("unsteered", scorer.unsteered), *zip(labels, effects, strict=True), ("random", null)]
+    shown = [("unsteered", alone), *zip(labels, effects, strict=True), ("random", null)]
     terminal.show(effect_table(compared, [*shown[:-1], ("a random vector", null)]))
     return {
         "layer": layer_of(layer),
@@ -172,14 +182,14 @@ def _completed(
 
 def _expected(
     lm: "LanguageModel",
-    scorer: "Scorer",
+    scored: float,
     prompts: PromptSet,
     system: str | None,
     rows: int,
     tokens: int,
     layer: "Site",
 ) -> "Cost":
-    """What scores and completions will take: every prompt is completed in so many rows."""
+    """What scores, of so many seconds, and completions will take: every prompt is completed in so many rows."""
     import torch
 
     from dct.estimate import completions_seconds, cost
@@ -194,9 +204,7 @@ def _expected(
 
     length = usual_length(lm, ids[0], tokens)
     spent = completions_seconds(say, rows * len(prompts), rows, length, lm.device)
-    scored = scorer.expected(rows)
-    more = completion_bytes(lm, rows, len(longest) + tokens)
-    return cost(spent + scored.seconds, max(more, scored.more_memory), lm.device, lm.memory)
+    return cost(spent + scored, completion_bytes(lm, rows, len(longest) + tokens), lm.device, lm.memory)
 
 
 def _times(n: int) -> str:
@@ -204,12 +212,11 @@ def _times(n: int) -> str:
 
 
 def _aggregated(
-    scorer: "Scorer", directions: "Tensor", how: str, R: float, names: list[str]
+    read: "Callable[[Tensor], Reading]", directions: "Tensor", how: str, R: float, names: list[str]
 ) -> tuple[list[str], "Tensor"]:
     """One direction for all that were chosen; of the two senses of an SVD direction, the one that scores higher."""
     from dct.candidates import aggregate
 
     found = aggregate(directions, how)
-    scores = [e.score for e in scorer.effects(R * found)]
-    best = max(range(len(found)), key=lambda k: scores[k])
+    best = max(range(len(found)), key=lambda k: float(read(R * found[k]).differences.mean()))
     return [f"{how} of {len(names)} vectors"], found[best : best + 1]
