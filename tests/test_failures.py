@@ -822,5 +822,5 @@ def test_ctrl_c_in_the_other_commands(fitted, monkeypatch, command):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dct.ranking.Scorer.__init__", interrupt)
+    monkeypatch.setattr("dct.ranking.Scorer.__init__" if command == "rank" else "dct.scoring.Reading.of", interrupt)
     fails(command, *(["--screen-only"] if command == "rank" else ["--vector", 1]), says="interrupted", code=130)
