@@ -466,6 +466,19 @@ def test_a_score_is_told_with_its_damage_and_much_of_it_is_called_so(fitted, mon
     assert "(much damage: --max-damage" in " ".join(ok(*command).stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["steer", "--vector", 1], "for 1 prompt, completed twice"),
+        (["steer", "--vector", 1, "--vector", 2, "--prompt", "And you?"], "for 2 prompts, each completed 3 times"),
+        (["steer", "--vector", 1, "--vector", 2, "--aggregate", "mean"], "for 1 prompt, completed twice"),
+        (["ablate", "--vector", 1, "--vector", 2, "--prompt", "And you?"], "for 2 prompts, each completed twice"),
+    ],
+)
+def test_what_will_be_completed_is_told_beforehand(fitted, asked, said):
+    assert said in ok(*asked, "--prompt", "Who are you?", "--max-new-tokens", 2, *MILD).output
+
+
 def test_scale_of_the_ranking_multiplies_the_fitted_one(fitted):
     assert as_json("rank", "--screen-only", "--n", 1, "--scale", 2)["scale"] == pytest.approx(1.7)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dct.cli.asked import HARMLESS, harmless_prompts, literal_or_unseen, unseen_prompts
 from dct.cli.comparison import Comparison
-from dct.cli.completions import completions_table, effect_table
+from dct.cli.completions import completions_table, effect_table, planned
 from dct.cli.costs import announce, as_estimate
 from dct.cli.saving import check_saving, saved_rows
 from dct.cli.signature import argument
@@ -98,7 +98,7 @@ def run_ablate(
     with terminal.busy("before"):
         before = bench.look(directions)
         expected = bench.expected(time.monotonic() - began)
-    announce(terminal, expected, f"{len(bench.completed)} prompts, each completed twice")
+    announce(terminal, expected, planned(len(bench.completed), 2))
     began = time.monotonic()
     about = {"ablated": names, "aggregate": aggregate, "site": options.site}
     with terminal.busy("before"):

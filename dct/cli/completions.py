@@ -46,6 +46,12 @@ def effect_table(words: "Words", effects: list[tuple[str, "Effect"]]) -> "Table"
     return table
 
 
+def planned(prompts: int, times: int) -> str:
+    """What is to be completed, in words."""
+    often = {1: "once", 2: "twice"}.get(times, f"{times} times")
+    return f"1 prompt, completed {often}" if prompts == 1 else f"{prompts} prompts, each completed {often}"
+
+
 def completions_table(prompt: str, names: list[str], texts: list[str]) -> "Table":
     """Completions of a prompt, the untouched model's first: side by side, or one below the other if they are many."""
     table = _frame(prompt)

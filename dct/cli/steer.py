@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dct.cli.asked import HARMLESS, harmless_prompts, literal_or_unseen
-from dct.cli.completions import completions_table, effect_table, growing
+from dct.cli.completions import completions_table, effect_table, growing, planned
 from dct.cli.costs import announce, as_estimate
 from dct.cli.signature import argument
 from dct.cli.terminal import Terminal, command
@@ -110,9 +110,9 @@ def run_steer(
 
     began = time.monotonic()
     unsteered = read()
-    scored = (2 + len(names)) * (time.monotonic() - began)
-    expected = _expected(lm, scored, prompts, system, 1 + len(names), options.max_new_tokens, layer)
-    announce(terminal, expected, f"{len(prompts)} prompts, each completed {_times(1 + len(names))}")
+    once, rows = time.monotonic() - began, 1 + (len(names) if aggregate is None else 1)
+    expected = _expected(lm, rows * once, prompts, system, rows, options.max_new_tokens, layer)
+    announce(terminal, expected, planned(len(prompts), rows))
     began = time.monotonic()
     labels = [f"vector {name}" for name in names]
     if aggregate is not None:
@@ -205,10 +205,6 @@ def _expected(
     length = usual_length(lm, ids[0], tokens)
     spent = completions_seconds(say, rows * len(prompts), rows, length, lm.device)
     return cost(spent + scored, completion_bytes(lm, rows, len(longest) + tokens), lm.device, lm.memory)
-
-
-def _times(n: int) -> str:
-    return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
 
 def _aggregated(
