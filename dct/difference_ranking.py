@@ -22,7 +22,7 @@ from dct.estimate import cost
 from dct.factors import Factors
 from dct.journal import Journal
 from dct.judging import Reply, judge
-from dct.logits import logits_of
+from dct.logits import text_logits
 from dct.model import LanguageModel
 from dct.naming import telling_words
 from dct.nexttoken import NextTokens
@@ -249,7 +249,7 @@ class Pair:
         texts = [[*row, *said] for row, said in zip(self.rows, ids, strict=True)]
         found = [0.0] * len(texts)
         with steer(lm, added.to(lm.device), self.aim.layer):
-            for k, logits in logits_of(lm, texts):
+            for k, logits in text_logits(lm, texts):
                 said = torch.tensor(ids[k], dtype=torch.long, device=logits.device)[:, None]
                 before = logits[len(self.rows[k]) - 1 : -1].float()
                 found[k] = float(torch.log_softmax(before[:, : self.both], -1).gather(1, said).sum())

@@ -23,7 +23,9 @@ NUMBERS = 64_000_000
 
 
 @torch.no_grad()
-def logits_of(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, Float[Tensor, "tokens vocab"]]]:
+def text_logits(
+    lm: LanguageModel, rows: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, Float[Tensor, "tokens vocab"]]]:
     """The number of each row with the logits behind each of its tokens, short rows first."""
     for some, padded in _batches(lm, rows):
         out = lm.model(padded, use_cache=False).logits
@@ -58,7 +60,7 @@ def tail_logits(
         groups.setdefault(tuple(head), []).append(k)
     shared = {head: some for head, some in groups.items() if len(some) > 1 and shares_heads(lm)}
     single = [k for head, some in groups.items() if head not in shared for k in some]
-    for place, logits in logits_of(lm, [[*texts[k][0], *texts[k][1]] for k in single]):
+    for place, logits in text_logits(lm, [[*texts[k][0], *texts[k][1]] for k in single]):
         yield single[place], logits[-len(texts[single[place]][1]) - 1 : -1]
     for head, some in shared.items():
         for place, logits in _behind(lm, head, [texts[k][1] for k in some]):
@@ -85,7 +87,7 @@ def shares_heads(lm: LanguageModel) -> bool:
     if lm.shares_heads is None:
         head = [(7 * k + 1) % lm.vocabulary for k in range(6)]
         tails = [[(5 * k + n) % lm.vocabulary for k in range(n)] for n in (3, 4)]
-        whole = dict(logits_of(lm, [[*head, *tail] for tail in tails]))
+        whole = dict(text_logits(lm, [[*head, *tail] for tail in tails]))
         try:
             parts = dict(_behind(lm, head, tails))
         except Exception as error:  # a cache of any architecture may object in its own way
@@ -105,7 +107,7 @@ def next_logs(
 ) -> Float[Tensor, "prompts vocabulary"]:
     """log p of the next token behind each row, under whatever `steer` takes as its vector."""
     with nullcontext() if added is None else steer(lm, added, layer):
-        found = {k: torch.log_softmax(logits[-1].float(), -1).cpu() for k, logits in logits_of(lm, rows)}
+        found = {k: torch.log_softmax(logits[-1].float(), -1).cpu() for k, logits in text_logits(lm, rows)}
     return torch.stack([found[k] for k in range(len(rows))])
 
 
@@ -117,7 +119,7 @@ def own_difference(
     if words.single:  # of one pass, since what all tokens have in common falls out
         asked = [[*row, *words.after] for row in rows]
         with acting:
-            last = {k: logits[-1, [*words.positive, *words.negative]].float() for k, logits in logits_of(lm, asked)}
+            last = {k: logits[-1, [*words.positive, *words.negative]].float() for k, logits in text_logits(lm, asked)}
         return [float(last[k][0] - last[k][1]) for k in range(len(rows))]
     both = []
     with acting:
@@ -126,7 +128,7 @@ def own_difference(
             token = torch.tensor(ids, device=lm.device)[:, None]
             found = {
                 k: float(torch.log_softmax(logits[-len(ids) :].float(), -1).gather(1, token.to(logits.device)).sum())
-                for k, logits in logits_of(lm, texts)
+                for k, logits in text_logits(lm, texts)
             }
             both.append([found[k] for k in range(len(rows))])
     return [a - b for a, b in zip(*both, strict=True)]

@@ -24,7 +24,7 @@ from dct.verification import verify_streams
 PACK_TOKENS = (160, 1024)
 """Least and greatest limit on the tokens of a packed row; between them it is half the model's width, up to which
 attention over the whole row, quadratic in its length, costs less than running the common prefix once for every row.
-Where attention is done prompt by prompt, longer rows might pay."""
+Longer rows have not been tried where attention is done prompt by prompt."""
 
 
 class Rows:

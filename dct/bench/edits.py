@@ -102,12 +102,13 @@ def _addition(w: Workshop, layer: int, length: float) -> Trial:
 def _ablation(w: Workshop) -> Trial:
     parts, lm = w.split(), w.subject.lm
     before = w.reading(parts.test, parts.mild)
+    alone = before.against(before)
     refused = w.refused(parts.test) if w.subject.judge is not None else []
 
     def trial(direction: Tensor, judged: bool) -> dict[str, Any]:
         """What the model without the direction does otherwise than the model with it."""
         with ablate(lm, direction):
-            found = _found(w.reading(parts.test, parts.mild).against(before), before.against(before))
+            found = _found(w.reading(parts.test, parts.mild).against(before), alone)
             if judged and w.subject.judge is not None:
                 classes = w.classes(refused, torch.zeros(1, w.d))[0] if refused else []
                 found |= {"refusals": len(refused), "turned": classes.count(w.subject.judge.compliance)}

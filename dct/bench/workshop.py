@@ -186,7 +186,7 @@ class Workshop:
         return Reading.of(self.subject.lm, self.words, prompts, harmless, self.subject.system)
 
     def fresh_scorer(self, prompts: Sequence[str], harmless: Sequence[str] = (), layer: int | None = None) -> Scorer:
-        """A scorer of its own."""
+        """A scorer that is not kept."""
         s = self.subject
         return Scorer(s.lm, self.words, s.source if layer is None else layer, list(prompts), list(harmless), s.system)
 
